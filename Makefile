@@ -1,0 +1,51 @@
+# Every target sets up .venv first, when it is missing or older than the lock files.
+
+# Passed on: make demo ARGS=--once, make test ARGS='-k pool', make lock ARGS=--upgrade
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+LINTED := addon tests
+
+# Names of this or that machine and of package indexes have no place in the project's files.
+ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
+
+.PHONY: help setup demo test check format lock clean
+
+help:
+	@echo 'make setup    .venv from the hashed lock files'
+	@echo 'make demo     a look-alike service, the sidecar and a call through it (ARGS=--once: then end)'
+	@echo 'make test     all tests (ARGS: for pytest)'
+	@echo 'make check    lint, format, types, import layers'
+	@echo 'make format   lint and format what can be repaired'
+	@echo 'make lock     the lock files from pyproject.toml (ARGS=--upgrade: newest versions)'
+	@echo 'make clean    remove everything that was made'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock requirements-dev.lock .python-version scripts/setup
+	scripts/setup
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/sidecert demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@if git grep -nIE '$(ADDRESSES)' -- . ':!Makefile'; then echo 'check: the lines above name a machine or a package index' >&2; exit 1; fi
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+
+lock:
+	scripts/setup lock $(ARGS)
+
+clean:
+	rm -rf .venv .tools build dist addon/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(LINTED) -name __pycache__ -type d -prune -exec rm -rf {} +
