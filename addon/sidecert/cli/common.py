@@ -1,0 +1,74 @@
+"""What the commands share: finding the config, and telling people what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from sidecert.errors import ConfigError, Problem
+from sidecert.logs import escape
+
+FINE = 0
+NO = 1
+"""The command ran, and the answer is no."""
+BAD_CONFIG = 2
+"""Bad usage or config."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SYSTEM_CONFIG = Path("/etc/sidecert/sidecert.yaml")
+
+
+def config_option(command: F) -> F:
+    """`-c`/`--config`, handed to the command as `config: Path | None`; give it to `find_config`."""
+    return click.option(
+        "-c",
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The config file (else $SIDECERT_CONFIG, ./sidecert.yaml, /etc/sidecert/sidecert.yaml).",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """`--json`, handed to the command as `as_json: bool`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(command)
+
+
+def find_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The config file to use, absolute. Where there is none, says where it looked and exits with 2.
+
+    A file that was named, by `-c` or SIDECERT_CONFIG, is never passed over for another.
+    """
+    named = given or Path(environ.get("SIDECERT_CONFIG") or "")
+    if named != Path(""):
+        return named.absolute()
+    places = (Path("sidecert.yaml"), _SYSTEM_CONFIG)
+    for place in places:
+        if place.exists():
+            return place.absolute()
+    looked = "".join(f"\n  {place.absolute()}" for place in places)
+    fail(f"no config file: neither -c nor SIDECERT_CONFIG names one, and there is none at{looked}\n"
+         "write one there, or name it: sidecert run -c FILE")
+
+
+def report(problems: Iterable[Problem], *, err: bool = True) -> None:
+    """Print each problem on a line of its own, warnings marked as such; to stderr unless `err` is false."""
+    for problem in problems:
+        click.echo(("warning: " if problem.warning else "") + escape(str(problem)), err=err)
+
+
+def fail_config(error: ConfigError) -> NoReturn:
+    """Print every problem to stderr and exit with 2."""
+    report(error.problems)
+    raise SystemExit(BAD_CONFIG)
+
+
+def fail(words: str, status: int = BAD_CONFIG) -> NoReturn:
+    """Say on stderr what is wrong and exit."""
+    click.echo(f"sidecert: {words}", err=True)
+    raise SystemExit(status)
