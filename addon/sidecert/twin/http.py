@@ -123,11 +123,7 @@ class Conversation:
             await self._write(self._h11.send(h11.InformationalResponse(status_code=100, headers=[])))
         async with asyncio.timeout(self._limits.body):
             body = await self._body()
-        # The absolute form names the same resource (RFC 9112, 3.2.2).
-        target = head.target.decode("latin-1")
-        if not target.startswith("/") and (parts := urlsplit(target)).netloc:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        path, _, query = target.partition("?")
+        path, _, query = _origin_form(head.target.decode("latin-1")).partition("?")
         return Request(head.method.decode(), path, query, headers, body)
 
     async def _head(self) -> h11.Request | None:
@@ -179,3 +175,16 @@ class Conversation:
     async def _write(self, data: bytes | None) -> None:
         async with asyncio.timeout(self._limits.write):
             await self._stream.write(data or b"")
+
+
+def _origin_form(target: str) -> str:
+    """The absolute form names the same resource as its path and query alone (RFC 9112, 3.2.2)."""
+    if target.startswith("/"):
+        return target
+    try:
+        parts = urlsplit(target)
+    except ValueError as exc:
+        raise Refused(400, f"malformed request: {exc}") from exc
+    if not parts.netloc:
+        return target  # `*`, or an authority: nothing is found there
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
