@@ -1,0 +1,143 @@
+"""From a host and a port to a connected socket, noting what happened on the way.
+
+Addresses are tried as RFC 8305 has it (happy eyeballs): families take turns, and the next address starts
+when the one before has failed or has not answered for a quarter of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+
+from .errors import Reason, Refusal, SidecertError
+from .generation import Upstream
+from .outcome import Ending, Observation, Stage
+
+_STAGGER = 0.25
+
+_Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+
+class NotConnected(SidecertError):
+    """There is no connection; the observation says how far it came and why it ended."""
+
+
+async def connect(upstream: Upstream, seen: Observation) -> socket.socket:
+    """A connected, non-blocking socket to `upstream`, within its `connect` time limit.
+
+    Raises NotConnected, and Refusal where a caller chose a host that has a private address.
+    """
+    limit = upstream.route.config.upstream.timeouts.connect
+    try:
+        async with asyncio.timeout(limit):
+            addresses = await _resolve(upstream.host, upstream.port)
+            if upstream.chosen_by_caller and not upstream.route.config.private:
+                _refuse_private(upstream, addresses)
+            seen.stage = Stage.CONNECTING
+            seen.addresses = tuple(sockaddr[0] for _, sockaddr in addresses)
+            return await _race(_interleave(addresses))
+    except TimeoutError as exc:
+        seen.ending, seen.timeout = Ending.TIMEOUT, limit
+        raise NotConnected from exc
+    except ConnectionRefusedError as exc:
+        seen.ending, seen.error = Ending.REFUSED, exc.strerror or "connection refused"
+        raise NotConnected from exc
+    except OSError as exc:
+        seen.ending, seen.error = Ending.FAILED, exc.strerror or str(exc)
+        raise NotConnected from exc
+
+
+async def _resolve(host: str, port: int) -> list[_Address]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as exc:
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from exc
+    unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)
+    return [(socket.AddressFamily(family), sockaddr) for family, sockaddr in unique]  # type: ignore[misc]
+
+
+def _interleave(addresses: list[_Address]) -> list[_Address]:
+    """The resolver's order, but families in turn, so that one dead family costs one stagger."""
+    if not addresses:
+        return []
+    first_family = addresses[0][0]
+    ours = [address for address in addresses if address[0] == first_family]
+    others = [address for address in addresses if address[0] != first_family]
+    turns: list[_Address] = []
+    while ours or others:
+        turns += [family.pop(0) for family in (ours, others) if family]
+    return turns
+
+
+async def _race(addresses: list[_Address]) -> socket.socket:
+    waiting = list(addresses)
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    failure: OSError = OSError("the host has no address")
+    try:
+        while waiting or attempts:
+            if waiting:
+                attempts.add(asyncio.create_task(_attempt(waiting.pop(0))))
+            done, attempts = await asyncio.wait(
+                attempts, timeout=_STAGGER if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in done:
+                error = attempt.exception()
+                if error is None:
+                    attempts |= done - {attempt}
+                    return attempt.result()
+                if not isinstance(error, OSError):
+                    raise error
+                failure = error
+        raise failure
+    finally:
+        await _abandon(attempts)
+
+
+async def _attempt(address: _Address) -> socket.socket:
+    family, sockaddr = address
+    connection = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        await asyncio.get_running_loop().sock_connect(connection, sockaddr)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _abandon(attempts: set[asyncio.Task[socket.socket]]) -> None:
+    """End the attempts that lost; one may have connected in the same moment, or be about to."""
+    for attempt in attempts:
+        attempt.cancel()
+    for result in await asyncio.gather(*attempts, return_exceptions=True):
+        if isinstance(result, socket.socket):
+            result.close()
+
+
+def _refuse_private(upstream: Upstream, addresses: list[_Address]) -> None:
+    for _, sockaddr in addresses:
+        if _is_private(sockaddr[0]):
+            raise Refusal.of(
+                Reason.PRIVATE_ADDRESS,
+                f"{upstream.host} was taken from the request through a wildcard, and it resolves to an "
+                "address that is loopback, link-local or private",
+                f"if that is meant, set `private: true` on route {upstream.route.id!r}, or write the host "
+                "into the config",
+            )
+
+
+def _is_private(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            address = inner
+    return not address.is_global or address.is_multicast
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")

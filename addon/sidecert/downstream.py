@@ -1,0 +1,356 @@
+"""One plain HTTP connection from a caller: requests are read one at a time and answered in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from . import answers
+from .errors import Reason, Refusal
+from .exchange import Exchange
+from .framing import BodyError, BodyReader, ChunkedBody, body_reader
+from .http1 import RequestParser, find_head
+from .plane import Listener, Plane
+from .timers import Deadline
+
+log = logging.getLogger(__name__)
+
+_MAX_PIPELINED = 64 * 1024
+"""Bytes of later requests that are read while one is under way."""
+_LINGER_BYTES = 1024 * 1024
+_LINGER_SECONDS = 2.0
+"""How much, and how long, is read and dropped before a connection is closed with a request half read: the
+kernel would reset it otherwise, and the answer could be lost (RFC 9112 section 9.6)."""
+_FLUSH_SECONDS = 60.0
+"""How long a caller may take to read the last of an answer once nothing else is to come."""
+
+
+class Downstream(asyncio.Protocol):
+    """Made for each accepted connection."""
+
+    def __init__(self, plane: Plane, listener: Listener) -> None:
+        self.listener = listener
+        self._plane = plane
+        self._limits = plane.generation.config.limits
+        self._stats = plane.metrics.listener(listener.label)
+        self._parser = RequestParser(self._limits.header_bytes)
+        self._transport: asyncio.Transport
+        self._deadline = Deadline(asyncio.get_running_loop(), self._deadline_passed)
+        self._buffer = b""
+        self._exchange: Exchange | None = None
+        self._reader: BodyReader | None = None
+        self._tunnel = False
+        self._head_awaited = False
+        self._served = False
+        self._in_turn = False
+        self._reading_paused = False
+        self._write_paused = False
+        self._closing = False
+        self._lingering = -1
+        """Bytes dropped since the answer that ends the connection; -1 before that."""
+        self._eof = False
+
+    # -- what the transport tells ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._stats.connections += 1
+        self._plane.connections.add(self)
+        try:
+            if len(self._plane.connections) > self._limits.connections:
+                self._refuse_connection()
+            else:
+                self._deadline.set(self._limits.keepalive)
+        except Exception as exc:
+            self._fault(exc)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self._exchange is None:
+                self._buffer = self._buffer + data if self._buffer else data
+                self._next()
+            elif self._tunnel:
+                self._exchange.take_body(data, False, [])
+            elif self._reader is not None:
+                self._read_body(self._exchange, self._reader, data)
+            else:
+                self._buffer += data
+                if len(self._buffer) > _MAX_PIPELINED:
+                    self.pause_reading()
+        except Exception as exc:
+            self._fault(exc)
+
+    def eof_received(self) -> bool:
+        """The caller sends no more; it may still read. True keeps our direction open."""
+        try:
+            return self._take_eof()
+        except Exception as exc:
+            self._fault(exc)
+            return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._deadline.close()
+        self._stats.connections -= 1
+        self._plane.forget(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.caller_left()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._exchange is not None:
+            self._exchange.pause_answer()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        try:
+            if self._exchange is not None:
+                self._exchange.resume_answer()
+            else:
+                self._next()
+        except Exception as exc:
+            self._fault(exc)
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        """Begin the requests that wait in the buffer, one after the other."""
+        if self._in_turn:
+            return  # we are called from within the loop below, which goes on by itself
+        self._in_turn = True
+        try:
+            while self._buffer and self._exchange is None and not self._closing and not self._write_paused:
+                if not self._begin():
+                    break
+        finally:
+            self._in_turn = False
+
+    def _begin(self) -> bool:
+        """Begin the next request; False where its head has not come in full."""
+        if self._lingering >= 0:
+            self._drop()
+            return False
+        end = find_head(self._buffer)
+        try:
+            if end < 0:
+                self._parser.check_partial(self._buffer)
+                self._wait_for_head()
+                return False
+            head = self._parser.parse(self._buffer[:end])
+        except Refusal as refusal:
+            self._plane.metrics.denied(refusal.outcome)
+            self._refuse_unread(refusal)
+            return False
+        self._served = True
+        self._head_awaited = False
+        self._deadline.clear()
+        make_exchange = self._plane.make_exchange or Exchange
+        self._exchange = exchange = make_exchange(self._plane, self, head)
+        rest = self._buffer[end:]
+        self._buffer = b""
+        if head.body == 0:
+            self._buffer = rest
+            exchange.start(b"", True)
+            return True
+        self._reader = reader = body_reader(head.body)
+        piece = self._feed(reader, rest)
+        if piece is not None:
+            exchange.start(piece, self._reader is None)
+        return True
+
+    def _wait_for_head(self) -> None:
+        if not self._head_awaited:
+            self._head_awaited = True
+            self._deadline.set(self._limits.header_timeout)
+
+    def _read_body(self, exchange: Exchange, reader: BodyReader, data: bytes) -> None:
+        piece = self._feed(reader, data)
+        if piece is not None:
+            trailers = reader.trailers if isinstance(reader, ChunkedBody) else []
+            exchange.take_body(piece, self._reader is None, trailers)
+
+    def _feed(self, reader: BodyReader, data: bytes) -> bytes | None:
+        """The part of the body in `data`; None where the body is malformed, which has been answered."""
+        try:
+            piece, rest = reader.feed(data)
+        except BodyError as exc:
+            assert self._exchange is not None
+            self._exchange.refuse(Refusal.of(Reason.BAD_REQUEST, f"the request's body is malformed: {exc}"))
+            return None
+        if reader.done:
+            self._reader = None
+            self._buffer = rest
+        return piece
+
+    def _take_eof(self) -> bool:
+        self._eof = True
+        if self._exchange is not None and self._reader is None and not self._tunnel:
+            return True  # a half-closed connection, as HTTP/1.0 tools leave it: the answer is still wanted
+        if self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            exchange.caller_left()
+        if self._buffer and self._write_paused:
+            return True
+        self._close()
+        return True
+
+    # -- what the exchange wants -----------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send part of the answer."""
+        if not self._closing:
+            self._transport.write(data)
+
+    def become_tunnel(self) -> None:
+        """From now on all bytes are passed on as they come, both ways."""
+        self._tunnel = True
+
+    def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
+        """Answer with `refusal` in the place of the upstream, and end the exchange."""
+        head = exchange.head
+        keep_alive = head.keep_alive and self._reader is None and not self._plane.draining
+        upstream = exchange.upstream
+        accept = next((value for name, value in head.headers if name.lower() == b"accept"), b"")
+        self.write(
+            answers.render(
+                refusal,
+                accept=accept,
+                route=None if upstream is None else upstream.route.id,
+                upstream=None if upstream is None else upstream.label,
+                credential=None if upstream is None else upstream.route.credential_id,
+                request_id=exchange.name_request(),
+                keep_alive=keep_alive,
+                caller_minor=head.minor,
+                head_only=head.method == b"HEAD",
+            )
+        )
+        self.finish(keep_alive=keep_alive)
+
+    def finish(self, *, keep_alive: bool) -> None:
+        """The answer is whole: on to the next request, or to the end of the connection."""
+        self._exchange = None
+        if not keep_alive or self._plane.draining or (self._eof and not self._buffer):
+            self._end_after_answer()
+            return
+        self.resume_reading()
+        self._deadline.set(self._limits.keepalive)
+        self._next()
+
+    def cut(self) -> None:
+        """End the connection so that the caller sees the answer as broken off."""
+        self._exchange = None
+        self._closing = True
+        self._transport.abort()
+
+    def set_deadline(self, seconds: float) -> None:
+        """Call the exchange's `timed_out` in `seconds`, unless set again."""
+        self._deadline.set(seconds)
+
+    def pause_reading(self) -> None:
+        if not self._reading_paused and not self._closing:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._reading_paused and not self._closing:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def drain(self, grace: float) -> None:
+        """Close now if nothing is under way; within `grace` seconds if nothing was ever asked."""
+        if self._exchange is not None or self._buffer:
+            return
+        if self._served:
+            self._close()
+        else:
+            self._deadline.set(grace)
+
+    def abort(self) -> None:
+        self.cut()
+
+    def _refuse_connection(self) -> None:
+        self._plane.metrics.denied(Reason.OVERLOADED.word)
+        limit = self._limits.connections
+        self._refuse_unread(
+            Refusal.of(
+                Reason.OVERLOADED,
+                f"all {limit} connections are in use",
+                "call less at once, or raise limits.connections",
+                retry_after=1,
+            )
+        )
+
+    def _refuse_unread(self, refusal: Refusal) -> None:
+        """Answer a request that could not be read, or was not."""
+        self._transport.write(
+            answers.render(
+                refusal,
+                accept=b"",
+                route=None,
+                upstream=None,
+                credential=None,
+                request_id="",
+                keep_alive=False,
+                caller_minor=1,
+                head_only=False,
+            )
+        )
+        self._end_after_answer()
+
+    def _end_after_answer(self) -> None:
+        """Close once the caller can have read the answer."""
+        if self._eof or (self._reader is None and not self._buffer and self._served):
+            self._close()
+            return
+        self._reader = None
+        self._buffer = b""
+        self._lingering = 0
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self.resume_reading()
+        self._deadline.set(_LINGER_SECONDS)
+
+    def _drop(self) -> None:
+        self._lingering += len(self._buffer)
+        self._buffer = b""
+        if self._lingering > _LINGER_BYTES:
+            self._close()
+
+    def _close(self) -> None:
+        """Close after what was written has gone out; not waiting for ever."""
+        self._closing = True
+        self._transport.close()
+        self._deadline.set(_FLUSH_SECONDS)
+
+    def _deadline_passed(self) -> None:
+        try:
+            if self._closing:
+                self._transport.abort()
+            elif self._exchange is not None:
+                self._exchange.timed_out()
+            elif self._buffer and self._lingering < 0 and not self._write_paused:
+                limit = self._limits.header_timeout
+                self._refuse_unread(
+                    Refusal.of(Reason.BAD_REQUEST, f"the request's header did not come within {limit:g} s")
+                )
+            else:
+                self._close()
+        except Exception as exc:
+            self._fault(exc)
+
+    def _fault(self, exc: Exception) -> None:
+        """Our own code failed: the call is refused, or the connection cut."""
+        try:
+            if self._exchange is None:
+                raise exc
+            self._exchange.fault(exc)
+        except Exception as again:
+            log.error("an error of sidecert's own on a downstream connection", exc_info=again)
+            exchange = self._exchange
+            self.cut()
+            if exchange is not None:
+                exchange.caller_left()

@@ -1,0 +1,459 @@
+"""One request on its way: route, credential, connection, answer; or an answer of sidecert's own that says why.
+
+Driven by callbacks from both connections, so that a call over a pooled connection costs no task. A task
+exists only while a connection is being opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from typing import Protocol
+
+from .config import TimeoutsConfig
+from .errors import BadAnswer, Reason, Refusal
+from .explain import explain
+from .framing import CHUNKED, UNTIL_CLOSE, BodyError, encode_chunk, last_chunk
+from .generation import Upstream
+from .http1 import RequestHead, ResponseHead, downstream_head, upstream_head
+from .outcome import Observation, Outcome
+from .plane import Listener, Plane
+from .pool import Pool
+from .upstream import SWITCHING_PROTOCOLS, NotOpened, UpstreamConnection
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("sidecert.access")
+
+_SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+_TIMEOUTS = frozenset((Outcome.CONNECT_TIMEOUT, Outcome.HANDSHAKE_TIMEOUT))
+_MAX_WAITING_BODY = 256 * 1024
+"""Bytes of a request's body that may wait here while a connection is opened."""
+
+_run_id = os.urandom(4).hex()
+_numbers = itertools.count(1)
+
+
+class Caller(Protocol):
+    """What an exchange needs of the downstream connection that it answers."""
+
+    listener: Listener
+
+    def write(self, data: bytes) -> None: ...
+    def become_tunnel(self) -> None: ...
+    def refuse(self, refusal: Refusal, exchange: Exchange) -> None: ...
+    def finish(self, *, keep_alive: bool) -> None: ...
+    def cut(self) -> None: ...
+    def set_deadline(self, seconds: float) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class Exchange:
+    """Made by a downstream connection for each request; ends with one `finish` or one `cut` of it."""
+
+    __slots__ = (
+        "_answer_begun",
+        "_answer_framing",
+        "_asked_whole",
+        "_caller",
+        "_connection",
+        "_ended",
+        "_keep_alive",
+        "_opening",
+        "_plane",
+        "_pool",
+        "_retried",
+        "_reused",
+        "_started",
+        "_status",
+        "_tunnel",
+        "_waiting",
+        "head",
+        "request_id",
+        "upstream",
+    )
+
+    def __init__(self, plane: Plane, caller: Caller, head: RequestHead) -> None:
+        self.head = head
+        self.upstream: Upstream | None = None
+        self.request_id = ""
+        """Set where an answer or a log line names it."""
+        self._plane = plane
+        self._caller = caller
+        self._pool: Pool | None = None
+        self._connection: UpstreamConnection | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._waiting = b""
+        self._asked_whole = False
+        self._answer_begun = False
+        self._answer_framing = 0
+        self._keep_alive = False
+        self._reused = False
+        self._retried = False
+        self._tunnel = False
+        self._ended = False
+        self._status = 0
+        self._started = asyncio.get_running_loop().time()
+
+    # -- the request, from the downstream connection ---------------------------------------------------
+
+    def start(self, piece: bytes, done: bool) -> None:
+        """Begin, with the part of the body that came with the head."""
+        try:
+            self._pool, self.upstream = self._plane.find(self.head, self._caller.listener)
+        except Refusal as refusal:
+            self._asked_whole = done
+            self.refuse(refusal)
+            return
+        self._pool.stats.in_progress += 1
+        self._asked_whole = done
+        body = self._frame(piece, done)
+        connection = self._pool.take(self.upstream)
+        if connection is None:
+            self._waiting = body
+            self._open()
+        else:
+            self._reused = True
+            self._send(connection, body)
+
+    def take_body(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]]) -> None:
+        """More of the request's body."""
+        self._asked_whole = done
+        if self._ended:
+            return
+        body = piece if self._tunnel else self._frame(piece, done, trailers)
+        if self._connection is not None:
+            self._connection.send(body)
+            self._wait_for_answer()
+            if self._tunnel:
+                self._caller.set_deadline(self._route_timeouts().stall)
+        else:
+            self._waiting += body
+            if len(self._waiting) > _MAX_WAITING_BODY:
+                self._caller.pause_reading()
+
+    def caller_left(self) -> None:
+        """The caller's connection has ended: nobody waits for the answer."""
+        if not self._ended:
+            self._end(499)
+            self._let_go()
+
+    def timed_out(self) -> None:
+        """The deadline that was set last has passed."""
+        if self._ended:
+            return
+        timeouts = self._route_timeouts()
+        if self._tunnel or self._answer_begun:
+            self._fail(None)
+        elif not self._asked_whole:
+            self.refuse(
+                Refusal.of(
+                    Reason.BAD_REQUEST,
+                    f"the request's body stopped for {timeouts.stall:g} s before its end",
+                    "send the body without such pauses, or raise upstream.timeouts.stall of the route",
+                )
+            )
+        else:
+            self.refuse(
+                Refusal.of(
+                    Reason.RESPONSE_TIMEOUT,
+                    f"the upstream accepted the request and sent no answer within {timeouts.response:g} s; "
+                    "it may have processed it",
+                    "find out why the upstream is slow, or raise upstream.timeouts.response of the route",
+                )
+            )
+
+    def pause_answer(self) -> None:
+        """The caller does not keep up with the answer."""
+        if self._connection is not None:
+            self._connection.pause_reading()
+
+    def resume_answer(self) -> None:
+        if self._connection is not None:
+            self._connection.resume_reading()
+            if self._answer_begun:
+                self._caller.set_deadline(self._route_timeouts().stall)
+
+    # -- to the upstream -------------------------------------------------------------------------------
+
+    def _frame(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]] | None = None) -> bytes:
+        if self.head.body != CHUNKED:
+            return piece
+        framed = encode_chunk(piece) if piece else b""
+        return framed + last_chunk(trailers or ()) if done else framed
+
+    def _open(self) -> None:
+        self._opening = asyncio.get_running_loop().create_task(self._open_and_send())
+
+    async def _open_and_send(self) -> None:
+        assert self._pool is not None
+        assert self.upstream is not None
+        try:
+            connection = await self._pool.open(self.upstream)
+            self._opening = None
+            body, self._waiting = self._waiting, b""
+            self._reused = False
+            if not self._asked_whole:
+                self._caller.resume_reading()
+            self._send(connection, body)
+        except NotOpened as failure:
+            self.refuse(self._explain(failure.seen, failure.outcome))
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except Exception as exc:
+            self.fault(exc)
+
+    def _send(self, connection: UpstreamConnection, body: bytes) -> None:
+        assert self.upstream is not None
+        self._connection = connection
+        head = upstream_head(self.head, self.upstream.host_header)
+        upgrade = self.head.upgrade is not None
+        connection.begin(self, self.head.method, head + body if body else head, upgrade=upgrade)
+        self._wait_for_answer()
+
+    def _wait_for_answer(self) -> None:
+        if not self._ended and not self._answer_begun:
+            timeouts = self._route_timeouts()
+            self._caller.set_deadline(timeouts.response if self._asked_whole else timeouts.stall)
+
+    def pause_caller(self) -> None:
+        """The upstream does not keep up with the request's body."""
+        self._caller.pause_reading()
+
+    def resume_caller(self) -> None:
+        self._caller.resume_reading()
+
+    # -- the answer, from the upstream connection ------------------------------------------------------
+
+    def take_interim(self, head: ResponseHead) -> None:
+        """A 1xx answer, which an HTTP/1.0 caller would not understand."""
+        if self.head.minor >= 1:
+            self._caller.write(downstream_head(head, caller_minor=1, keep_alive=True, body=0))
+
+    def take_answer(self, head: ResponseHead, piece: bytes, done: bool) -> None:
+        """The answer's head, with the part of its body that came along."""
+        try:
+            self._begin_answer(head, piece, done)
+        except Exception as exc:
+            self.fault(exc)
+
+    def _begin_answer(self, head: ResponseHead, piece: bytes, done: bool) -> None:
+        self._status = head.status
+        framing = head.body
+        if framing < 0:
+            framing = CHUNKED if self.head.minor >= 1 else UNTIL_CLOSE
+        self._answer_framing = framing
+        self._keep_alive = (
+            self.head.keep_alive
+            and self._asked_whole
+            and framing != UNTIL_CLOSE
+            and not self._plane.draining
+        )
+        data = downstream_head(
+            head, caller_minor=self.head.minor, keep_alive=self._keep_alive, body=framing
+        )
+        self._answer_begun = True
+        self._caller.write(data + self._frame_answer(piece, done))
+        if done:
+            self._answered()
+            return
+        self._caller.set_deadline(self._route_timeouts().stall)
+        if head.status == SWITCHING_PROTOCOLS:
+            self._tunnel = True
+            self._caller.become_tunnel()
+
+    def take_piece(self, piece: bytes, done: bool) -> None:
+        """More of the answer's body."""
+        try:
+            framed = self._frame_answer(piece, done)
+            if framed:
+                self._caller.write(framed)
+            if done:
+                self._answered()
+            else:
+                self._caller.set_deadline(self._route_timeouts().stall)
+        except Exception as exc:
+            self.fault(exc)
+
+    def _frame_answer(self, piece: bytes, done: bool) -> bytes:
+        if self._answer_framing != CHUNKED:
+            return piece
+        framed = encode_chunk(piece) if piece else b""
+        if not done:
+            return framed
+        assert self._connection is not None
+        return framed + last_chunk(self._connection.trailers)
+
+    def _answered(self) -> None:
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        assert self._pool is not None
+        if self._asked_whole:
+            self._pool.release(connection)
+        else:
+            connection.leave()  # the rest of the request was never sent: nobody may use what is left
+        self._end(self._status, from_upstream=True)
+        self._caller.finish(keep_alive=self._keep_alive)
+
+    def upstream_ended(self, error: Exception | None) -> None:
+        """The connection ended before the answer did; `error` is what was wrong with the answer or us."""
+        try:
+            self._take_end(error)
+        except Exception as exc:
+            self.fault(exc)
+
+    def _take_end(self, error: Exception | None) -> None:
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        if self._answer_begun:
+            self._fail(error)
+        elif isinstance(error, (BadAnswer, BodyError)):
+            self.refuse(
+                Refusal.of(
+                    Reason.UPSTREAM_BAD_ANSWER,
+                    f"the upstream's answer cannot be passed on: {error}",
+                    "tell who runs the upstream; the request may have been processed",
+                )
+            )
+        elif error is not None:
+            self.fault(error)
+        elif connection.outcome is not Outcome.OK:
+            assert connection.outcome is not None
+            self.refuse(self._explain(connection.seen, connection.outcome))
+        elif self._may_send_again:
+            self._retried = True
+            assert self._pool is not None
+            self._pool.stats.retries += 1
+            self._open()
+        else:
+            self.refuse(
+                Refusal.of(
+                    Reason.UPSTREAM_CLOSED,
+                    "the upstream closed the connection after the request was sent and before any answer; "
+                    "it may have processed the request",
+                    "look into the upstream's log; send the request again only if it may be done twice",
+                )
+            )
+
+    @property
+    def _may_send_again(self) -> bool:
+        """RFC 9110 section 9.2.2, and no more than that: a safe request, without a body, on a connection
+        that was idle before, so that its end most likely crossed the request."""
+        return (
+            self._reused
+            and not self._retried
+            and self.head.method in _SAFE_TO_REPEAT
+            and self.head.body == 0
+        )
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def _route_timeouts(self) -> TimeoutsConfig:
+        assert self._pool is not None
+        return self._pool.route.config.upstream.timeouts
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer the call ourselves; where an answer has begun, cut the connection instead."""
+        if self._ended:
+            return
+        if self._answer_begun:
+            self._fail(refusal)
+            return
+        if refusal.status < 500 or refusal.status == 503:
+            self._plane.metrics.denied(refusal.outcome)
+        self._end(refusal.status)
+        self._let_go()
+        self._caller.refuse(refusal, self)
+
+    def _fail(self, error: Exception | None) -> None:
+        """An answer that cannot be completed must not look complete."""
+        if self._ended:
+            return
+        log.warning(
+            "an answer was cut short",
+            extra={"route": self.upstream.route.id if self.upstream else None, "error": str(error or "")},
+        )
+        self._end(self._status, from_upstream=True)
+        self._let_go()
+        self._caller.cut()
+
+    def fault(self, exc: Exception) -> None:
+        """Our own code failed: the call is refused or cut, and never sent again."""
+        log.error("an error of sidecert's own in an exchange", exc_info=exc)
+        self.refuse(
+            Refusal.of(
+                Reason.INTERNAL,
+                "an error of sidecert's own; the log has the details",
+                "report it, with the log",
+            )
+        )
+
+    def _end(self, status: int, *, from_upstream: bool = False) -> None:
+        """Count the call, once."""
+        self._ended = True
+        seconds = asyncio.get_running_loop().time() - self._started
+        if self._pool is not None:
+            self._pool.stats.in_progress -= 1
+            self._pool.stats.request(status, from_upstream, seconds)
+        if self._plane.access_log:
+            self._log_access(status, seconds, from_upstream)
+
+    def _let_go(self) -> None:
+        """Leave the upstream: its connection can serve nobody else now."""
+        opening, self._opening = self._opening, None
+        if opening is not None and opening is not asyncio.current_task():
+            opening.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.leave()
+
+    def name_request(self) -> str:
+        """An id for the log and the answer, made when first wanted."""
+        if not self.request_id:
+            self.request_id = f"{_run_id}-{next(_numbers)}"
+        return self.request_id
+
+    def _explain(self, seen: Observation, outcome: Outcome) -> Refusal:
+        """The refusal for an attempt that failed; told to the log as well."""
+        assert self.upstream is not None
+        route = self.upstream.route
+        verdict = explain(
+            outcome,
+            seen,
+            upstream=self.upstream.label,
+            server_name=self.upstream.server_name,
+            credential=route.credential_id,
+            certificate=None if route.credential is None else route.credential.subject,
+        )
+        log.warning(
+            verdict.title,
+            extra={
+                "outcome": outcome.value,
+                "route": route.id,
+                "upstream": self.upstream.label,
+                "credential": route.credential_id,
+                "cause": verdict.cause,
+                "evidence": list(verdict.evidence),
+                "request_id": self.name_request(),
+            },
+        )
+        status = 504 if outcome in _TIMEOUTS else 502
+        return Refusal(status, outcome.value, verdict.title, verdict.cause, verdict.remedy, verdict.evidence)
+
+    def _log_access(self, status: int, seconds: float, from_upstream: bool) -> None:
+        access.info(
+            "call",
+            extra={
+                "method": self.head.method.decode("latin-1"),
+                "host": self.head.host,
+                "path": self.head.path.decode("latin-1"),
+                "status": status,
+                "source": "upstream" if from_upstream else "sidecert",
+                "seconds": round(seconds, 6),
+                "listener": self._caller.listener.label,
+                "route": self.upstream.route.id if self.upstream else None,
+                "credential": self.upstream.route.credential_id if self.upstream else None,
+            },
+        )

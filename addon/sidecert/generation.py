@@ -1,0 +1,217 @@
+"""A loaded config with its credentials, contexts and routes: built whole or not at all, then never changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from OpenSSL import SSL
+
+from . import config as configs
+from . import credentials as loading
+from . import routing
+from .config import Config, Draft, RouteConfig
+from .credentials import Credential
+from .errors import ConfigError, Problem
+from .tls import TlsFailure, Trust, make_context
+
+_MOST_CHOSEN_HOSTS = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upstream:
+    """One place that a route calls: where it is, and who it must prove to be."""
+
+    route: Route
+    host: str
+    port: int
+    server_name: str
+    """Sent as SNI and looked for in the upstream's certificate."""
+    host_header: bytes
+    chosen_by_caller: bool
+    """The host came from a request, through a wildcard: it may not be a private address."""
+
+    @property
+    def label(self) -> str:
+        """`host:port`, as people write it."""
+        return _join(self.host, self.port)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """A configured route, ready to be called under."""
+
+    config: RouteConfig
+    credential: Credential | None
+    context: SSL.Context
+    identity: tuple[object, ...]
+    """Equal where a connection made under one route may be used under the other: everything that decides
+    whom a connection leads to and whose certificate it carries."""
+    _upstreams: dict[str, Upstream] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+    @property
+    def credential_id(self) -> str:
+        """The credential's id, `none` where the route has none on purpose."""
+        return "none" if self.credential is None else self.credential.id
+
+    def upstream(self, matched_host: str) -> Upstream:
+        """The upstream for a call to `matched_host` (as `routing` normalised it)."""
+        upstream = self._upstreams.get(matched_host)
+        if upstream is None:
+            if len(self._upstreams) >= _MOST_CHOSEN_HOSTS:
+                self._upstreams.clear()
+            upstream = self._upstreams[matched_host] = self._make_upstream(matched_host)
+        return upstream
+
+    def _make_upstream(self, matched_host: str) -> Upstream:
+        settings = self.config.upstream
+        host = settings.host or matched_host
+        return Upstream(
+            route=self,
+            host=host,
+            port=settings.port,
+            server_name=settings.server_name or host,
+            host_header=(settings.host_header or _host_header(host, settings.port)).encode("ascii"),
+            chosen_by_caller=settings.host is None and self.config.match.host.startswith("*."),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """Everything that one load of the config gave."""
+
+    number: int
+    path: Path
+    config: Config
+    credentials: dict[str, Credential]
+    routes: dict[str, Route]
+    router: routing.Router
+    warnings: tuple[Problem, ...]
+
+
+def build(
+    path: Path, number: int, environ: Mapping[str, str] = os.environ, now: float | None = None
+) -> Generation:
+    """Load `path` and all files that it names.
+
+    Raises ConfigError with every problem, errors and warnings, when there is an error among them.
+    `now` is in seconds since the epoch, to judge validity by.
+    """
+    draft = configs.read(path)
+    now = time.time() if now is None else now
+    builder = _Builder(draft, environ, now)
+    credentials = builder.load_credentials()
+    routes = builder.make_routes(credentials)
+    builder.check_conflicts()
+    problems = sorted(builder.problems, key=lambda problem: problem.line or 0)
+    if any(not problem.warning for problem in problems):
+        raise ConfigError(problems)
+    router = routing.Router(draft.config.routes)
+    return Generation(number, path, draft.config, credentials, routes, router, tuple(problems))
+
+
+class _Builder:
+    def __init__(self, draft: Draft, environ: Mapping[str, str], now: float) -> None:
+        self.draft = draft
+        self.problems = list(draft.problems)
+        self._environ = environ
+        self._now = now
+        self._trusts: dict[Path, tuple[x509.Certificate, ...] | None] = {}
+        self._contexts: dict[tuple[object, ...], SSL.Context] = {}
+
+    def load_credentials(self) -> dict[str, Credential]:
+        loaded = {}
+        for id, settings in self.draft.config.credentials.items():
+            credential, findings = loading.load(id, settings, self._environ, self._now)
+            for finding in findings:
+                self._add(("credentials", id, finding.key), finding.wrong, finding.right, finding.warning)
+            if credential is not None:
+                loaded[id] = credential
+        return loaded
+
+    def make_routes(self, credentials: Mapping[str, Credential]) -> dict[str, Route]:
+        routes = {}
+        for settings in self.draft.config.routes:
+            trust = self._load_trust(settings)
+            credential = credentials.get(settings.credential) if settings.credential else None
+            if trust is None or (settings.credential and credential is None):
+                continue  # the problem is on the list already
+            presented = _fingerprints(credential)
+            trusted = trust if isinstance(trust, str) else _digests(trust)
+            context = self._context(settings, credential, trust, (presented, trusted))
+            if context is not None:
+                upstream = (settings.id, settings.match.host, settings.private, settings.upstream)
+                identity = (upstream, presented, trusted)
+                routes[settings.id] = Route(settings, credential, context, identity)
+        return routes
+
+    def check_conflicts(self) -> None:
+        for first, second in routing.conflicts(self.draft.config.routes):
+            self._add(
+                (*self.draft.route_path(second.id), "match"),
+                f"matches the same requests as route {first.id!r}, and neither is more specific",
+                "make one of them more specific: by host, port, path or methods",
+            )
+
+    def _load_trust(self, settings: RouteConfig) -> Trust | None:
+        trust = settings.upstream.trust
+        if not isinstance(trust, Path):
+            return trust
+        if trust not in self._trusts:
+            certificates, findings = loading.load_trust(trust, self._now)
+            path = (*self.draft.route_path(settings.id), "upstream", "trust")
+            for finding in findings:
+                self._add(path, finding.wrong, finding.right, finding.warning)
+            self._trusts[trust] = certificates or None
+        return self._trusts[trust]
+
+    def _context(
+        self, settings: RouteConfig, credential: Credential | None, trust: Trust, key: tuple[object, ...]
+    ) -> SSL.Context | None:
+        key = (*key, settings.upstream.tls)
+        if key not in self._contexts:
+            try:
+                self._contexts[key] = make_context(credential, trust, settings.upstream.tls)
+            except TlsFailure as exc:
+                self._add(
+                    (*self.draft.route_path(settings.id), "credential"),
+                    f"OpenSSL does not take credential {settings.credential!r} ({exc})",
+                    "use a certificate and key that a TLS library of today accepts",
+                )
+                return None
+        return self._contexts[key]
+
+    def _add(self, path: tuple[str | int, ...], wrong: str, right: str, warning: bool = False) -> None:
+        self.problems.append(self.draft.problem(path, wrong, right, warning))
+
+
+def _fingerprints(credential: Credential | None) -> tuple[str, ...]:
+    if credential is None:
+        return ()
+    return (credential.fingerprint, *_digests(credential.chain))
+
+
+def _digests(certificates: tuple[x509.Certificate, ...]) -> tuple[str, ...]:
+    return tuple(certificate.fingerprint(hashes.SHA256()).hex() for certificate in certificates)
+
+
+def _host_header(host: str, port: int) -> str:
+    """What a client of `https://host:port/` sends as Host (RFC 9110 section 7.2)."""
+    return _bracket(host) if port == 443 else _join(host, port)
+
+
+def _join(host: str, port: int) -> str:
+    return f"{_bracket(host)}:{port}"
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,114 @@
+"""What all connections share: the generation that new calls go by, the pools, and the numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import Reason, Refusal
+from .generation import Generation, Upstream
+from .http1 import RequestHead
+from .metrics import Metrics
+from .pool import Pool
+
+_FIRST_REQUEST_GRACE = 1.0
+"""Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
+
+
+@dataclass(slots=True, eq=False)
+class Listener:
+    """An address that callers connect to. `route` is set where it is pinned, and changes with a reload;
+    `hosts` are its own names (normalised, no port), which a caller of a pinned listener may send as Host."""
+
+    label: str
+    route: str | None
+    hosts: frozenset[str]
+
+
+class CallerConnection(Protocol):
+    """What the plane needs of a downstream connection."""
+
+    def drain(self, grace: float) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Plane:
+    """Shared by all downstream connections and exchanges of the process."""
+
+    def __init__(self, metrics: Metrics, *, access_log: bool = False) -> None:
+        self.metrics = metrics
+        self.access_log = access_log
+        self.make_exchange: Callable[..., Any] | None = None
+        """Set where somebody looks at the traffic: makes exchanges that show themselves as flows."""
+        self.generation: Generation
+        self.pools: dict[str, Pool] = {}
+        self.connections: set[CallerConnection] = set()
+        self.draining = False
+        self._emptied: Callable[[], None] | None = None
+
+    def adopt(self, generation: Generation) -> None:
+        """Let new calls go by `generation`. Pools of what it did not change stay as they are."""
+        pools = {}
+        for route in generation.routes.values():
+            old = self.pools.get(route.id)
+            if old is not None and old.route.identity == route.identity:
+                pools[route.id] = self.pools.pop(route.id)
+                pools[route.id].route = route
+            else:
+                pools[route.id] = Pool(route, self.metrics.route(route.id))
+        retired, self.pools = self.pools, pools
+        self.generation = generation
+        for pool in retired.values():
+            pool.retire()
+
+    def find(self, head: RequestHead, listener: Listener) -> tuple[Pool, Upstream]:
+        """The pool and the upstream that a request belongs to. Raises Refusal."""
+        router = self.generation.router
+        if listener.route is not None:
+            route, host = router.find_pinned(
+                listener.route, head.host, listener.hosts, head.path, head.method
+            )
+        elif head.host is None:
+            raise Refusal.of(
+                Reason.BAD_REQUEST,
+                "an HTTP/1.0 request without Host does not say whom it is for",
+                "send a Host header, or call a listener that is pinned to a route",
+            )
+        else:
+            port = head.port or (443 if head.scheme == "https" else 80)
+            route, host = router.find(head.host, port, head.path, head.method)
+        pool = self.pools[route.id]
+        return pool, pool.route.upstream(host)
+
+    # -- the end of connections ------------------------------------------------------------------------
+
+    def forget(self, connection: CallerConnection) -> None:
+        """A downstream connection has ended."""
+        self.connections.discard(connection)
+        if self._emptied is not None and not self.connections:
+            self._emptied()
+
+    async def drain(self, limit: float) -> bool:
+        """Let calls in flight end and close what is idle; True when all ended within `limit` seconds."""
+        self.draining = True
+        emptied = asyncio.get_running_loop().create_future()
+        self._emptied = lambda: emptied.done() or emptied.set_result(None)
+        for connection in list(self.connections):
+            connection.drain(min(_FIRST_REQUEST_GRACE, limit))
+        if not self.connections:
+            return True
+        try:
+            async with asyncio.timeout(limit):
+                await emptied
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End everything at once."""
+        for connection in list(self.connections):
+            connection.abort()
+        for pool in self.pools.values():
+            pool.abort()

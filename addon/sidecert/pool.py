@@ -1,0 +1,200 @@
+"""The connections of one route: who may reuse them, how many there may be, and when they end.
+
+A pool belongs to a route's identity (its upstream settings, trust and certificate). A connection never
+leaves its pool, so it can never be used under another identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from .errors import Reason, Refusal
+from .generation import Route, Upstream
+from .stats import RouteStats
+from .timers import Deadline
+from .upstream import UpstreamConnection
+
+MAX_AGE = 3600.0
+"""Seconds after which a connection is not used again, so that changes of DNS and of the upstream's mind
+about a certificate are noticed."""
+
+
+class Pool:
+    """All connections under one route identity, the idle ones by host, last used first."""
+
+    def __init__(self, route: Route, stats: RouteStats) -> None:
+        self.route = route
+        self.stats = stats
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[UpstreamConnection] = set()
+        self._idle: dict[str, list[UpstreamConnection]] = {}
+        self._idle_count = 0
+        self._promised = 0
+        """Places given to waiters that have not opened their connection yet."""
+        self._waiters: deque[tuple[Upstream, asyncio.Future[UpstreamConnection | None]]] = deque()
+        self._retired = False
+        self._sweeper = Deadline(self._loop, self._sweep)
+
+    def take(self, upstream: Upstream) -> UpstreamConnection | None:
+        """An idle connection to `upstream` that is alive, or None."""
+        idle = self._idle.get(upstream.host)
+        while idle:
+            connection = idle.pop()
+            self._count_no_longer_idle(connection)
+            self.stats.active += 1
+            if self._loop.time() < connection.usable_until and connection.is_alive():
+                self.stats.reuses += 1
+                return connection
+            connection.close()
+        return None
+
+    async def open(self, upstream: Upstream) -> UpstreamConnection:
+        """A new connection to `upstream`, or the next that becomes free where no more may be opened.
+
+        Raises NotOpened with the verdict, and Refusal when the pool stays full for the `connect` limit.
+        """
+        self._make_room()
+        if self._is_full:
+            connection = await self._wait(upstream)
+            if connection is not None:
+                return connection
+            self._promised -= 1
+        connection = UpstreamConnection(upstream, self.stats, self._ended)
+        self._connections.add(connection)
+        self.stats.active += 1
+        await connection.open()
+        connection.usable_until = self._loop.time() + self._lifetime()
+        return connection
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Take a connection back after a whole answer; it is kept if it may be used again."""
+        if not connection.reusable or self._retired or self._loop.time() >= connection.usable_until:
+            connection.close()
+        elif self._waiters:
+            self._hand_over(connection)
+        elif self._idle_count >= self.route.config.upstream.pool.max_idle:
+            connection.close()
+        else:
+            self._keep_idle(connection)
+
+    def retire(self) -> None:
+        """Close what is idle, and keep nothing any more: the config has changed what this pool is for."""
+        self._retired = True
+        self._sweeper.close()
+        for connection in [each for idle in self._idle.values() for each in idle]:
+            connection.close()
+
+    def abort(self) -> None:
+        """End every connection at once."""
+        self.retire()
+        for connection in list(self._connections):
+            connection.leave()
+
+    # -- idle connections ------------------------------------------------------------------------------
+
+    def _keep_idle(self, connection: UpstreamConnection) -> None:
+        limit = self.route.config.upstream.timeouts.idle
+        connection.idle_until = self._loop.time() + limit
+        self._idle.setdefault(connection.upstream.host, []).append(connection)
+        self._idle_count += 1
+        self.stats.idle += 1
+        self.stats.active -= 1
+        if self._idle_count == 1:
+            self._sweeper.set(limit)
+
+    def _count_no_longer_idle(self, connection: UpstreamConnection) -> None:
+        connection.idle_until = 0.0
+        self._idle_count -= 1
+        self.stats.idle -= 1
+        if not self._idle[connection.upstream.host]:
+            del self._idle[connection.upstream.host]
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        idle = [connection for each in self._idle.values() for connection in each]
+        for connection in idle:
+            if connection.idle_until <= now:
+                connection.close()
+        if self._idle_count:
+            self._sweeper.set(min(each.idle_until for each in idle if each.idle_until > now) - now)
+
+    def _lifetime(self) -> float:
+        credential = self.route.credential
+        if credential is None:
+            return MAX_AGE
+        # An expired certificate is the upstream's to judge, on a new connection each time.
+        return min(MAX_AGE, credential.not_after - time.time())
+
+    # -- a full pool -----------------------------------------------------------------------------------
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._connections) + self._promised >= self.route.config.upstream.pool.max_connections
+
+    def _make_room(self) -> None:
+        """Idle connections to other hosts of a wildcard must not keep this one out."""
+        if self._is_full and self._idle_count:
+            oldest = min((idle[0] for idle in self._idle.values()), key=lambda each: each.idle_until)
+            oldest.close()
+
+    async def _wait(self, upstream: Upstream) -> UpstreamConnection | None:
+        """A connection that was handed over, or None for the promise of a place to open one."""
+        turn: asyncio.Future[UpstreamConnection | None] = self._loop.create_future()
+        waiter = (upstream, turn)
+        self._waiters.append(waiter)
+        limit = self.route.config.upstream.timeouts.connect
+        try:
+            async with asyncio.timeout(limit):
+                return await turn
+        except BaseException as exc:
+            self._give_up(waiter)
+            if isinstance(exc, TimeoutError):
+                raise Refusal.of(
+                    Reason.POOL_FULL,
+                    f"all {self.route.config.upstream.pool.max_connections} connections of route "
+                    f"{self.route.id!r} stayed in use for {limit:g} s",
+                    "call less at once, or raise upstream.pool.max_connections of the route",
+                    retry_after=1,
+                ) from exc
+            raise
+
+    def _give_up(self, waiter: tuple[Upstream, asyncio.Future[UpstreamConnection | None]]) -> None:
+        turn = waiter[1]
+        if not turn.done() or turn.cancelled():
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        elif (connection := turn.result()) is not None:
+            self.release(connection)
+        else:
+            self._promised -= 1
+            self._promise()
+
+    def _hand_over(self, connection: UpstreamConnection) -> None:
+        upstream, turn = self._waiters.popleft()
+        if turn.done():
+            self.release(connection)
+        elif upstream.host == connection.upstream.host:
+            self.stats.reuses += 1
+            turn.set_result(connection)
+        else:
+            self._waiters.appendleft((upstream, turn))
+            connection.close()
+
+    def _promise(self) -> None:
+        """Give the place that has become free to who waits longest."""
+        while self._waiters and not self._is_full:
+            _, turn = self._waiters.popleft()
+            if not turn.done():
+                self._promised += 1
+                turn.set_result(None)
+
+    def _ended(self, connection: UpstreamConnection) -> None:
+        self._connections.discard(connection)
+        if connection.idle_until:
+            self._idle[connection.upstream.host].remove(connection)
+            self._count_no_longer_idle(connection)
+        else:
+            self.stats.active -= 1
+        self._promise()

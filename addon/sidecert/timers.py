@@ -1,0 +1,54 @@
+"""A deadline that is cheap to move: it is set for every request and almost never passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+_NEVER = float("inf")
+
+
+class Deadline:
+    """Calls `callback` once the time last given to `set` has passed, unless it was set anew or cleared.
+
+    Moving it later only stores a number: the timer underneath finds out when it fires, and waits on.
+    """
+
+    __slots__ = ("_callback", "_handle", "_loop", "_when")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._when = _NEVER
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        """Let it pass in `seconds` from now, whatever was set before."""
+        self._when = when = self._loop.time() + seconds
+        handle = self._handle
+        if handle is not None:
+            if handle.when() <= when:
+                return
+            handle.cancel()
+        self._handle = self._loop.call_at(when, self._fire)
+
+    def clear(self) -> None:
+        """Let it never pass."""
+        self._when = _NEVER
+
+    def close(self) -> None:
+        """Let it never pass, and free the timer."""
+        self._when = _NEVER
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _fire(self) -> None:
+        self._handle = None
+        if self._when == _NEVER:
+            return
+        if self._when > self._loop.time():
+            self._handle = self._loop.call_at(self._when, self._fire)
+            return
+        self._when = _NEVER
+        self._callback()

@@ -1,0 +1,277 @@
+"""Client-side TLS contexts, and a TLS connection on memory BIOs that notes what its peer does.
+
+OpenSSL's info callback tells every alert in both directions, whether the upstream asked for a certificate
+and when a session ticket came. None of that is a return value of any call, which is why other proxies
+cannot tell a refused certificate from a good one under TLS 1.3.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Iterable
+from typing import Any, Literal, cast
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from OpenSSL._util import ffi as _ffi
+from OpenSSL._util import lib as _lib
+
+from .config import TlsConfig
+from .credentials import Credential
+from .errors import SidecertError
+from .outcome import Observation, Stage
+
+Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
+
+log = logging.getLogger(__name__)
+
+_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
+_MAX_RECORD = 16384
+_FIRST_BYTES = 16
+
+# Alerts that are no failures: close_notify, user_canceled (JDK 17 says it before a plain close), no_renegotiation.
+_HARMLESS_ALERTS = frozenset((0, 90, 100))
+_UNRECOGNISED_NAME = 112
+_WARNING = 1
+
+# Names are looked for in the SAN only (RFC 9525 section 6.3), and `f*.example.com` matches nothing.
+_HOST_FLAGS = _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT | _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
+
+_CERTIFICATE_REQUEST_READ = b"SSLv3/TLS read server certificate request"
+_SERVER_HELLO_READ = b"SSLv3/TLS read server hello"
+_FINISHED_WRITTEN = b"SSLv3/TLS write finished"
+_TICKET_READ = b"SSLv3/TLS read server session ticket"
+
+
+class TlsFailure(SidecertError):
+    """OpenSSL gave up on the connection. The text is its reason, such as "wrong version number"."""
+
+
+def make_context(credential: Credential | None, trust: Trust, tls: TlsConfig) -> SSL.Context:
+    """A context that presents `credential` (or none) and trusts `trust`.
+
+    Raises TlsFailure with OpenSSL's reason when it takes no part in the credential (a key too small for
+    its security level, a key that belongs to another certificate).
+    """
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(_VERSIONS[tls.min])
+    context.set_max_proto_version(_VERSIONS[tls.max])
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    # An idle pooled connection need not keep 34 kB of record buffers.
+    context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS)
+    context.set_info_callback(_on_info)
+    try:
+        _trust(context, trust)
+        if credential is not None:
+            context.use_certificate(credential.certificate)
+            for intermediate in credential.chain:
+                context.add_extra_chain_cert(intermediate)
+            context.use_privatekey(cast(Any, credential.key))
+            context.check_privatekey()
+    except SSL.Error as exc:
+        raise TlsFailure(_reason(exc)) from exc
+    return context
+
+
+def _trust(context: SSL.Context, trust: Trust) -> None:
+    if trust == "insecure":
+        context.set_verify(SSL.VERIFY_NONE)
+        return
+    context.set_verify(SSL.VERIFY_PEER)
+    if trust == "system":
+        context.set_default_verify_paths()
+        return
+    store = context.get_cert_store()
+    assert store is not None
+    # So that a file with the upstream's own certificate, issued by a CA that is not in it, pins it.
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    for certificate in trust:
+        store.add_cert(crypto.X509.from_cryptography(certificate))
+
+
+class TlsStream:
+    """One TLS connection to an upstream: bytes in, bytes out, and everything seen goes into `seen`.
+
+    Feed what the transport receives to `receive`; send what `take_output` returns.
+    """
+
+    __slots__ = ("_connection", "_noted", "closed", "established", "seen", "ticket")
+
+    def __init__(self, context: SSL.Context, server_name: str, seen: Observation) -> None:
+        self.seen = seen
+        self.established = False
+        """The handshake is over for our side (which under TLS 1.3 proves nothing about our certificate)."""
+        self.closed = False
+        """The upstream has said close_notify: what came before is whole."""
+        self.ticket = False
+        """A session ticket has come: a TLS 1.3 upstream sends one only after it has accepted us."""
+        self._noted = False
+        self._connection = connection = SSL.Connection(context, None)
+        connection.set_app_data(self)
+        connection.set_connect_state()
+        _name(connection, server_name)
+
+    def start(self) -> bytes:
+        """The ClientHello."""
+        self.seen.stage = Stage.HELLO_SENT
+        self._handshake()
+        return self.take_output()
+
+    def receive(self, data: bytes) -> bytes:
+        """Take in ciphertext, give back the plaintext in it. Raises TlsFailure.
+
+        Output may be waiting afterwards, even after a failure (an alert): see `take_output`.
+        """
+        seen = self.seen
+        if len(seen.first_bytes) < _FIRST_BYTES:
+            seen.first_bytes += data[: _FIRST_BYTES - len(seen.first_bytes)]
+        self._connection.bio_write(data)
+        if not self.established and not self._handshake():
+            return b""
+        return self._read()
+
+    def send(self, data: bytes) -> bytes:
+        """Encrypt `data`, and give back what must go to the transport. Raises TlsFailure."""
+        try:
+            self._connection.sendall(data)
+        except SSL.Error as exc:
+            raise self._failure(exc) from exc
+        return self.take_output()
+
+    def take_output(self) -> bytes:
+        """Bytes that OpenSSL wants sent: handshake messages, alerts, key updates, records."""
+        pieces = []
+        try:
+            while True:
+                pieces.append(self._connection.bio_read(65536))
+                if len(pieces[-1]) < 65536:
+                    break
+        except SSL.WantReadError:
+            pass
+        self._noted = False
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether output may be waiting although nothing was sent: something other than data was read."""
+        return self._noted
+
+    def close(self) -> bytes:
+        """Say close_notify; gives back what must still be sent."""
+        try:
+            self._connection.shutdown()
+        except SSL.Error:
+            pass  # it was not established, or has failed: there is nobody to say goodbye to
+        return self.take_output()
+
+    def note_acceptable_cas(self) -> None:
+        """Put the names of the CAs that the upstream listed into `seen`."""
+        names = self._connection.get_client_ca_list()
+        self.seen.acceptable_cas = tuple(_render_name(name.get_components()) for name in names)
+
+    def peer_chain(self) -> list[x509.Certificate]:
+        """The certificates that the upstream presented, its own first."""
+        return self._connection.get_peer_cert_chain(as_cryptography=True) or []
+
+    def _handshake(self) -> bool:
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.Error as exc:
+            raise self._failure(exc) from exc
+        self.established = True
+        self.seen.stage = max(self.seen.stage, Stage.FINISHED_SENT)
+        return True
+
+    def _read(self) -> bytes:
+        pieces = []
+        retried = False
+        while True:
+            try:
+                pieces.append(self._connection.recv(_MAX_RECORD))
+            except SSL.WantReadError:
+                break
+            except SSL.ZeroReturnError:
+                self.closed = True
+                break
+            except SSL.SysCallError as exc:
+                # JDK 17 sends user_canceled before close_notify; OpenSSL then says so once. Read again.
+                if retried:
+                    raise TlsFailure(str(exc.args[-1])) from exc
+                retried = True
+            except SSL.Error as exc:
+                raise self._failure(exc) from exc
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _failure(self, exc: SSL.Error) -> TlsFailure:
+        reason = _reason(exc)
+        if reason == "certificate verify failed":
+            code = _lib.SSL_get_verify_result(self._connection._ssl)
+            self.seen.verify_code = code
+            self.seen.verify_text = _ffi.string(_lib.X509_verify_cert_error_string(code)).decode()
+        return TlsFailure(reason)
+
+    def _on_alert(self, received: bool, level: int, alert: int) -> None:
+        if alert in _HARMLESS_ALERTS or (alert == _UNRECOGNISED_NAME and level == _WARNING):
+            return
+        seen = self.seen
+        if not received:
+            seen.alert_sent = alert
+        elif seen.alert_received is None:
+            seen.alert_received = alert
+
+    def _on_state(self, state: bytes) -> None:
+        seen = self.seen
+        if state == _SERVER_HELLO_READ:
+            seen.stage = max(seen.stage, Stage.HELLO_RECEIVED)
+            seen.tls_version = self._connection.get_protocol_version_name()
+        elif state == _CERTIFICATE_REQUEST_READ:
+            seen.certificate_requested = True
+        elif state == _FINISHED_WRITTEN:
+            seen.stage = max(seen.stage, Stage.FINISHED_SENT)
+        elif state == _TICKET_READ:
+            self.ticket = True
+
+
+def _on_info(connection: SSL.Connection, where: int, ret: int) -> None:
+    # An exception here would be printed by cffi and lost: note it where the verdict is made instead.
+    stream: TlsStream | None = connection.get_app_data()
+    if stream is None:
+        return
+    try:
+        stream._noted = True
+        if where & SSL.SSL_CB_ALERT:
+            stream._on_alert(bool(where & SSL.SSL_CB_READ), ret >> 8, ret & 0xFF)
+        elif where & SSL.SSL_CB_LOOP:
+            stream._on_state(connection.get_state_string())
+    except Exception:
+        log.exception("observing a handshake failed")
+        stream.seen.error = "the handshake could not be observed"
+
+
+def _name(connection: SSL.Connection, server_name: str) -> None:
+    param = _lib.SSL_get0_param(connection._ssl)
+    _lib.X509_VERIFY_PARAM_set_hostflags(param, _HOST_FLAGS)
+    try:
+        address = ipaddress.ip_address(server_name)
+    except ValueError:
+        name = server_name.encode("ascii")
+        connection.set_tlsext_host_name(name)
+        done = _lib.X509_VERIFY_PARAM_set1_host(param, name, len(name))
+    else:
+        # RFC 6066 section 3: no address in SNI.
+        done = _lib.X509_VERIFY_PARAM_set1_ip(param, address.packed, len(address.packed))
+    if done != 1:
+        raise TlsFailure(f"OpenSSL does not take {server_name!r} as a name to check")
+
+
+def _reason(exc: SSL.Error) -> str:
+    entries: Iterable[tuple[str, str, str]] = exc.args[0] if exc.args and isinstance(exc.args[0], list) else ()
+    reasons = [entry[2] for entry in entries if entry[2]]
+    return reasons[0] if reasons else (str(exc) or type(exc).__name__)
+
+
+def _render_name(components: list[tuple[bytes, bytes]]) -> str:
+    return ", ".join(f"{k.decode('utf-8', 'replace')}={v.decode('utf-8', 'replace')}" for k, v in components)

@@ -1,0 +1,377 @@
+"""One mutual-TLS connection to an upstream: opened, observed, judged once, and used by one exchange at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from enum import Enum
+from typing import Protocol
+
+from .connect import NotConnected, connect
+from .errors import BadAnswer, Refusal, SidecertError
+from .generation import Upstream
+from .http1 import (
+    BodyError,
+    BodyReader,
+    ChunkedBody,
+    CloseBody,
+    ResponseHead,
+    ResponseParser,
+    body_reader,
+    find_head,
+)
+from .stats import RouteStats
+from .outcome import Ending, Observation, Outcome, Stage, decide
+from .tls import TlsFailure, TlsStream
+
+log = logging.getLogger(__name__)
+
+_MAX_ANSWER_HEAD = 256 * 1024
+_MAX_INTERIM = 32
+_HOLD_LEAST = 0.15
+"""Seconds to wait for a TLS 1.3 upstream's verdict on our certificate where it sends no ticket."""
+SWITCHING_PROTOCOLS = 101
+
+
+class NotOpened(SidecertError):
+    """The attempt to open a connection failed; its observation has become an outcome."""
+
+    def __init__(self, seen: Observation, outcome: Outcome) -> None:
+        super().__init__(outcome.value)
+        self.seen = seen
+        self.outcome = outcome
+
+
+class AnswerTaker(Protocol):
+    """What a connection tells the exchange that uses it."""
+
+    def take_interim(self, head: ResponseHead) -> None: ...
+    def take_answer(self, head: ResponseHead, piece: bytes, done: bool) -> None: ...
+    def take_piece(self, piece: bytes, done: bool) -> None: ...
+    def upstream_ended(self, error: Exception | None) -> None: ...
+    def pause_caller(self) -> None: ...
+    def resume_caller(self) -> None: ...
+
+
+class _State(Enum):
+    OPENING = "opening"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Made by `open_connection`; nobody else makes one.
+
+    `on_end` is called once when the connection has ended, whatever ended it.
+    """
+
+    def __init__(
+        self, upstream: Upstream, stats: RouteStats, on_end: Callable[[UpstreamConnection], None]
+    ) -> None:
+        self.upstream = upstream
+        self.seen = Observation(certificate_sent=upstream.route.credential is not None)
+        self.outcome: Outcome | None = None
+        self.idle_until = 0.0
+        """Loop time until which the pool keeps it; 0 while it is in use."""
+        self.usable_until = 0.0
+        """Loop time after which the pool gives it to nobody any more."""
+        self.reusable = False
+        """After an answer: whether another exchange may use the connection."""
+        self._stats = stats
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._hello_sent = 0.0
+        self._established = 0.0
+        self._state = _State.OPENING
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._hold: asyncio.TimerHandle | None = None
+        self._tls: TlsStream
+        self._socket: socket.socket
+        self._transport: asyncio.Transport | None = None
+        self._exchange: AnswerTaker | None = None
+        self._method = b""
+        self._parser = ResponseParser()
+        self._buffer = b""
+        self._reader: BodyReader | None = None
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self._keep_alive = False
+        self._interims = 0
+        self._upgrade = False
+        self._tunnel = False
+
+    # -- opening ---------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect and shake hands. Raises NotOpened, or Refusal for an address that may not be called."""
+        try:
+            self._socket = await connect(self.upstream, self.seen)
+            await self._loop.create_connection(lambda: self, sock=self._socket)
+            limit = self.upstream.route.config.upstream.timeouts.handshake
+            try:
+                async with asyncio.timeout(limit):
+                    await self._opened
+            except TimeoutError as exc:
+                self.seen.timeout = limit
+                self._end(Ending.TIMEOUT)
+                raise NotOpened(self.seen, self._settle()) from exc
+        except NotConnected as exc:
+            self._end(self.seen.ending, self.seen.error)
+            raise NotOpened(self.seen, self._settle()) from exc
+        except Refusal:
+            # Our own rules forbade the attempt, so there is nothing to count.
+            self.outcome = Outcome.UNDECIDED
+            self._end(Ending.ABANDONED)
+            raise
+        except BaseException:
+            self._end(Ending.ABANDONED)
+            raise
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        try:
+            route = self.upstream.route
+            self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
+            self._hello_sent = self._loop.time()
+            transport.write(self._tls.start())
+        except Exception as exc:
+            self._fault(exc)
+
+    def _advance(self, plain: bytes) -> None:
+        """See whether the upstream has accepted us, as far as it ever says so."""
+        seen = self.seen
+        if not self._tls.established:
+            return
+        if not self._established:
+            self._established = self._loop.time()
+        asks_afterwards = seen.tls_version == "TLSv1.3" and seen.certificate_requested
+        if plain or self._tls.ticket or not asks_afterwards:
+            seen.stage = Stage.PROVEN
+            self._settle()
+            self._open()
+        elif self._hold is None:
+            wait = max(_HOLD_LEAST, 2 * (self._established - self._hello_sent))
+            self._hold = self._loop.call_later(wait, self._open)
+
+    def _open(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+        if self._state is _State.OPENING:
+            self._state = _State.OPEN
+            if not self._opened.done():
+                self._opened.set_result(None)
+
+    def _settle(self) -> Outcome:
+        """Decide the outcome, once, and count it."""
+        if self.outcome is None:
+            self.outcome = outcome = decide(self.seen)
+            seconds = (self._established or self._loop.time()) - self._started
+            self._stats.handshake(self.upstream.route.credential_id, outcome, seconds)
+            if self.seen.stage >= Stage.FINISHED_SENT:
+                self._stats.cert_requested(self.seen.certificate_requested)
+            if outcome is not Outcome.OK and self.seen.certificate_requested:
+                self._tls.note_acceptable_cas()
+        return self.outcome
+
+    # -- one exchange ----------------------------------------------------------------------------------
+
+    def begin(self, exchange: AnswerTaker, method: bytes, data: bytes, *, upgrade: bool) -> None:
+        """Send the first bytes of a request; the answer goes to `exchange`."""
+        self._exchange = exchange
+        self._method = method
+        self._upgrade = upgrade
+        self._interims = 0
+        self.reusable = False
+        if self.outcome is None:
+            self.seen.request_sent = True
+        self.send(data)
+
+    def send(self, data: bytes) -> None:
+        """Send more of the request."""
+        if self._state is _State.ENDED:
+            return
+        try:
+            self._write(self._tls.send(data))
+        except TlsFailure as exc:
+            self._end(Ending.TLS, str(exc))
+
+    def pause_reading(self) -> None:
+        """Let the upstream wait: the caller does not keep up."""
+        if self._state is not _State.ENDED and self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._state is not _State.ENDED and self._transport is not None:
+            self._transport.resume_reading()
+
+    def leave(self) -> None:
+        """The exchange ends without an answer (or the rest of one): so does the connection."""
+        self._exchange = None
+        self._end(Ending.ABANDONED)
+
+    def close(self) -> None:
+        """End an idle connection in good order."""
+        if self._state is not _State.ENDED:
+            self._write(self._tls.close())
+        self._end(Ending.NONE)
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            assert self._transport is not None
+            self._transport.write(data)
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection can be used: neither ended nor anything to read on it.
+
+        An end that the kernel has seen but the event loop has not yet read shows up here.
+        """
+        if self._state is not _State.OPEN:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    # -- what the transport tells ----------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._receive(data)
+        except Exception as exc:
+            self._fault(exc)
+
+    def _receive(self, data: bytes) -> None:
+        stream = self._tls
+        try:
+            plain = stream.receive(data)
+        except TlsFailure as exc:
+            self._write(stream.take_output())  # our alert
+            self._end(Ending.TLS, str(exc))
+            return
+        if stream.has_output:
+            self._write(stream.take_output())
+        if self.outcome is None:
+            self._advance(plain)
+        if plain:
+            self._take(plain)
+        if stream.closed:
+            self._end(Ending.CLOSE_NOTIFY)
+
+    def eof_received(self) -> None:
+        self._end(Ending.EOF)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(Ending.EOF if exc is None else Ending.RESET, "" if exc is None else str(exc))
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.pause_caller()
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.resume_caller()
+
+    # -- the answer ------------------------------------------------------------------------------------
+
+    def _take(self, plain: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            # Nobody asked for anything: a late answer, or a complaint. It must never reach another call.
+            self._end(Ending.NONE)
+            return
+        try:
+            if self._tunnel:
+                exchange.take_piece(plain, False)
+            elif self._reader is not None:
+                self._take_body(exchange, self._reader, plain)
+            else:
+                self._take_head(exchange, plain)
+        except (BadAnswer, BodyError) as exc:
+            self._end(Ending.NONE, cause=exc)
+
+    def _take_head(self, exchange: AnswerTaker, plain: bytes) -> None:
+        buffer = self._buffer + plain if self._buffer else plain
+        while True:
+            end = find_head(buffer)
+            if end < 0:
+                if len(buffer) > _MAX_ANSWER_HEAD:
+                    raise BadAnswer(f"its header is larger than {_MAX_ANSWER_HEAD // 1024} KiB")
+                self._buffer = buffer
+                return
+            head = self._parser.parse(buffer[:end], self._method)
+            buffer = buffer[end:]
+            if head.status >= 200 or head.status == SWITCHING_PROTOCOLS:
+                break
+            self._interims += 1
+            if self._interims > _MAX_INTERIM:
+                raise BadAnswer(f"it sent more than {_MAX_INTERIM} interim (1xx) answers")
+            exchange.take_interim(head)
+        self._buffer = b""
+        self._keep_alive = head.keep_alive
+        if head.status == SWITCHING_PROTOCOLS:
+            if not self._upgrade:
+                raise BadAnswer("it switched protocols (101), which the request did not ask for")
+            self._tunnel = True
+            exchange.take_answer(head, buffer, False)
+            return
+        reader = body_reader(head.body)
+        piece, rest = reader.feed(buffer)
+        if reader.done:
+            self._finish(reader, rest)
+        else:
+            self._reader = reader
+        exchange.take_answer(head, piece, reader.done)
+
+    def _take_body(self, exchange: AnswerTaker, reader: BodyReader, plain: bytes) -> None:
+        piece, rest = reader.feed(plain)
+        if reader.done:
+            self._finish(reader, rest)
+        exchange.take_piece(piece, reader.done)
+
+    def _finish(self, reader: BodyReader, rest: bytes) -> None:
+        """The answer is whole. What came behind it was asked for by nobody."""
+        self.trailers = reader.trailers if isinstance(reader, ChunkedBody) else []
+        self._reader = None
+        self._exchange = None
+        self.reusable = self._keep_alive and not rest and not self._tls.closed and self._state is _State.OPEN
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def _end(self, ending: Ending, error: str = "", *, cause: Exception | None = None) -> None:
+        """The one way out. `cause` is what was wrong with the answer, or with us."""
+        if self._state is _State.ENDED:
+            return
+        self._state = _State.ENDED
+        self.reusable = False
+        if self._hold is not None:
+            self._hold.cancel()
+        if self.outcome is None:
+            self.seen.ending, self.seen.error = ending, error or self.seen.error
+            self._settle()
+        if self._transport is not None:
+            if ending is Ending.ABANDONED:
+                self._transport.abort()
+            else:
+                self._transport.close()
+        if not self._opened.done():
+            assert self.outcome is not None
+            self._opened.set_exception(NotOpened(self.seen, self.outcome))
+            self._opened.exception()  # it may be that nobody waits any more
+        exchange, self._exchange = self._exchange, None
+        self._on_end(self)
+        if exchange is not None:
+            if isinstance(self._reader, CloseBody) and ending is Ending.CLOSE_NOTIFY:
+                exchange.take_piece(b"", True)
+            else:
+                exchange.upstream_ended(cause)
+
+    def _fault(self, exc: Exception) -> None:
+        """Our own code failed: nothing more goes in or out on this connection."""
+        log.error("an error of sidecert's own on an upstream connection", exc_info=exc)
+        self._end(Ending.FAILED, "an error of sidecert's own", cause=exc)
