@@ -1,0 +1,57 @@
+"""Fixtures: certificates once per run, peers and sidecars per test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.certs import Pki
+from support.peers import Peers
+from support.recorder import TlsRecorder
+from support.sidecar import Sidecar, StartSidecar, config, running
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """A CA made for this run, another one, and everybody's files."""
+    return Pki.make(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def peers(pki: Pki, tmp_path: Path) -> Iterator[Peers]:
+    """Starts real upstream peers, which end with the test: `peers.nginx(tls="1.3")`."""
+    with ExitStack() as stack:
+        yield Peers(tmp_path / "peers", stack, pki.upstream, pki.trust)
+
+
+@pytest.fixture
+def recorder(peers: Peers) -> TlsRecorder:
+    """An upstream on Python's ssl that demands a certificate, writes down what it sees and echoes it."""
+    return peers.recorder()
+
+
+@pytest.fixture
+def sidecar(pki: Pki, tmp_path: Path) -> Iterator[StartSidecar]:
+    """Starts the real sidecar, which is stopped and checked with the test's end."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(
+            *routes: Mapping[str, Any],
+            credentials: Mapping[str, Mapping[str, Any]] | None = None,
+            listeners: Sequence[Mapping[str, Any]] = ({"bind": "127.0.0.1:0"},),
+            arguments: Sequence[str] = (),
+            **rest: object,
+        ) -> Sidecar:
+            nonlocal count
+            count += 1
+            whole = config(
+                routes, pki.credentials if credentials is None else credentials, listeners=listeners, **rest
+            )
+            return stack.enter_context(running(tmp_path / f"sidecar-{count}", whole, *arguments))
+
+        yield start

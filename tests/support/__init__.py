@@ -1,0 +1,1 @@
+"""What tests share: certificates, real upstream peers, the real sidecar process, and callers of it."""
