@@ -1,0 +1,199 @@
+"""Header names that sidecert must not simply pass on, and what becomes of each (RFC 9110 7.6.1).
+
+Every header line is looked up once, by its name as it was sent: `KINDS[name]`. Most names are `KEEP` (0).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
+
+KEEP: Final = 0  # passed on: same place, case and bytes
+DROP: Final = 1  # belongs to one hop only, or imitates a header that does
+HOST: Final = 2
+CONTENT_LENGTH: Final = 3
+TRANSFER_ENCODING: Final = 4
+CONNECTION: Final = 5
+UPGRADE: Final = 6
+EXPECT: Final = 7
+KEEP_ALIVE: Final = 8
+IDENTITY: Final = 9  # says who the TLS caller was: only sidecert's own certificate may say that
+OUTCOME: Final = 10  # Sidecert-Outcome, which marks sidecert's own answers only
+
+_NAMED: Final = {
+    b"host": HOST,
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"connection": CONNECTION,
+    b"upgrade": UPGRADE,
+    b"expect": EXPECT,
+    b"keep-alive": KEEP_ALIVE,
+    b"proxy-connection": DROP,
+    b"proxy-authenticate": DROP,
+    b"proxy-authentication-info": DROP,
+    b"proxy-authorization": DROP,
+    b"te": DROP,
+    b"http2-settings": DROP,
+    b"sidecert-outcome": OUTCOME,
+}
+
+# Compared lower-case, with `-` for `_` and without a leading `X-`. A TLS-terminating proxy tells the service
+# behind it in such a header who called; an upstream that trusts one would believe our plain HTTP caller.
+_IDENTITY_PREFIXES: Final = (
+    b"ssl-client",  # nginx, nginx ingress, Apache, haproxy, F5
+    b"ssl-cert",
+    b"tls-client",
+    b"mtls-",
+    b"client-cert",  # RFC 9440 (Client-Cert, Client-Cert-Chain) and many by hand
+    b"client-dn",
+    b"client-verify",
+    b"clientcert",
+    b"forwarded-client-cert",  # Envoy, Istio (XFCC)
+    b"forwarded-tls-client",  # traefik
+    b"forwarded-ssl-client",
+    b"arr-clientcert",  # IIS, Azure
+    b"amzn-mtls-",  # AWS
+)
+
+# Options that Connection may hold without naming a header to drop beyond those that are dropped anyway.
+_OPTIONS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"})
+
+# What a request may not declare hop-by-hop: without these it asks for something else, or as somebody else.
+END_TO_END: Final = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"content-type",
+        b"content-encoding",
+        b"content-range",
+        b"authorization",
+        b"cookie",
+        b"expect",
+        b"range",
+    }
+)
+
+# RFC 9110 6.5.1: no framing, routing, authentication, modifiers or content fields after the body. All names
+# that are not `KEEP` come on top of these.
+_NOT_IN_TRAILERS: Final = END_TO_END | {
+    b"cache-control",
+    b"content-location",
+    b"location",
+    b"max-forwards",
+    b"pragma",
+    b"proxy-status",
+    b"refresh",
+    b"retry-after",
+    b"set-cookie",
+    b"strict-transport-security",
+    b"trailer",
+    b"vary",
+    b"www-authenticate",
+}
+
+_NEVER_UPGRADE: Final = (b"h2", b"http", b"tls")
+
+OWS: Final = b" \t"  # optional white space around a value
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _kind(name: bytes) -> int:
+    lower = name.lower()
+    kind = _NAMED.get(lower)
+    if kind is not None:
+        return kind
+    plain = lower.replace(b"_", b"-")
+    if plain in _NAMED:
+        return DROP  # CGI-like upstreams read Content_Length as Content-Length
+    if plain.removeprefix(b"x-").startswith(_IDENTITY_PREFIXES):
+        return IDENTITY
+    return KEEP
+
+
+class _Kinds(dict[bytes, int]):
+    """A memo of `_kind`, so that a name costs one look-up; callers choose names, hence the bounds."""
+
+    __slots__ = ()
+
+    def __missing__(self, name: bytes) -> int:
+        kind = _kind(name)
+        if len(name) <= 64:
+            if len(self) >= 1024:
+                self.clear()
+            self[name] = kind
+        return kind
+
+
+KINDS: Final = _Kinds()
+
+
+def split_list(value: bytes) -> frozenset[bytes]:
+    """The members of a comma-separated list, lower-case, empty ones left out."""
+    return frozenset(token.strip(OWS) for token in value.lower().split(b",")) - {b""}
+
+
+_split_memo = lru_cache(maxsize=256)(split_list)
+
+
+def connection_options(values: list[bytes]) -> frozenset[bytes]:
+    """What the values of all Connection headers list, lower-case."""
+    value = values[0] if len(values) == 1 else b",".join(values)
+    return _split_memo(value) if len(value) <= 64 else split_list(value)
+
+
+def named_headers(options: frozenset[bytes]) -> frozenset[bytes]:
+    """The header names (lower-case) that Connection lists, beyond its own well-known options."""
+    return options - _OPTIONS
+
+
+def pairs(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """(name, value without blanks around it) of each header line."""
+    split = (line.partition(b":") for line in lines)
+    return [(name, value.strip(OWS)) for name, _, value in split]
+
+
+def is_token(text: bytes) -> bool:
+    """Whether `text` is a token as of RFC 9110 5.6.2."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def drop_named(lines: list[bytes], names: frozenset[bytes], at: int) -> int:
+    """Drops the header lines with these lower-case `names`, in place; returns where the line at `at` is then.
+
+    `lines[0]` is the start line and `at` the place of a line that is never dropped, or 0 for none.
+    """
+    kept = [lines[0]]
+    place = 0
+    for index, line in enumerate(lines[1:], start=1):
+        if index == at:
+            place = len(kept)
+        elif line[: line.find(b":")].lower() in names:
+            continue
+        kept.append(line)
+    lines[:] = kept
+    return place
+
+
+def may_upgrade(protocols: bytes) -> bool:
+    """Whether an Upgrade to these protocols may be passed on; h2c and TLS may not.
+
+    Both would carry requests past the routes, inside a tunnel that was opened with a route's certificate.
+    """
+    return not any(name.startswith(_NEVER_UPGRADE) for name in split_list(protocols))
+
+
+def upgrade_lines(protocol: bytes) -> bytes:
+    """The last lines of a head that asks for, or grants, a switch to `protocol`."""
+    return b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % protocol
+
+
+def forwardable_trailers(trailers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Those trailers that may be passed on after a body (RFC 9110 6.5.1)."""
+    return [
+        (name, value)
+        for name, value in trailers
+        if KINDS[name] == KEEP and name.lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS
+    ]

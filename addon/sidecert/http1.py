@@ -1,0 +1,58 @@
+"""HTTP/1.0 and 1.1, sans-IO: heads, bodies and what of them goes on to the next hop (RFC 9110, RFC 9112).
+
+    raw bytes -> find_head -> RequestParser / ResponseParser -> head -> upstream_head / downstream_head
+                                                 head.body -> body_reader -> pieces of the body
+
+Everything that two readers could understand differently is refused: requests as `Refusal`, answers as
+`BadAnswer`, bodies as `BodyError`.
+"""
+
+from __future__ import annotations
+
+from sidecert.framing import (
+    CHUNKED,
+    LAST_CHUNK,
+    UNTIL_CLOSE,
+    BodyError,
+    ChunkedBody,
+    CloseBody,
+    LengthBody,
+    body_reader,
+    encode_chunk,
+    last_chunk,
+)
+
+from .request_head import RequestHead, RequestParser, upstream_head
+from .response_head import ResponseHead, ResponseParser, downstream_head
+
+__all__ = [
+    "CHUNKED",
+    "LAST_CHUNK",
+    "UNTIL_CLOSE",
+    "BodyError",
+    "ChunkedBody",
+    "CloseBody",
+    "LengthBody",
+    "RequestHead",
+    "RequestParser",
+    "ResponseHead",
+    "ResponseParser",
+    "body_reader",
+    "downstream_head",
+    "encode_chunk",
+    "find_head",
+    "last_chunk",
+    "upstream_head",
+]
+
+
+def find_head(buffer: bytes | bytearray, start: int = 0) -> int:
+    """Index just past the CRLFCRLF that ends the first head, or -1.
+
+    `start` is where the search goes on when more bytes have come: 3 before the old end, or 0. Up to two empty
+    lines before a head are skipped.
+    """
+    if start == 0 and buffer.startswith(b"\r\n"):
+        start = 4 if buffer.startswith(b"\r\n\r\n") else 2
+    end = buffer.find(b"\r\n\r\n", start)
+    return end + 4 if end >= 0 else -1

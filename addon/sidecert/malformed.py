@@ -1,0 +1,145 @@
+"""What is wrong with a head that cannot be used, in words. Off the hot path: only bad heads come here.
+
+Header values are never quoted (they may be secrets), nor is the query of a request.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from sidecert.errors import BadAnswer, Reason, Refusal
+from sidecert.hopbyhop import is_token
+
+_LONE_CR_OR_LF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_TLS: Final = (
+    "TLS arrived where plain HTTP is spoken.",
+    "Call this listener with http://; sidecert itself makes the TLS connection.",
+)
+NOT_AN_ANSWER: Final = "The answer does not begin with an HTTP/1 status line; is this an HTTP/1.1 service?"
+_METHOD_HINT: Final = "Methods are upper-case words such as GET, POST, PUT, PATCH, DELETE, HEAD or OPTIONS."
+_REQUEST_LINE_HINT: Final = "Send `METHOD target HTTP/1.1` with single spaces, as in `GET /path HTTP/1.1`."
+
+
+def bad_request(wrong: str, right: str = "") -> Refusal:
+    """The 400 for a malformed request."""
+    return Refusal.of(Reason.BAD_REQUEST, wrong, right)
+
+
+def too_large(wrong: str, right: str) -> Refusal:
+    """The 431 for a head over a cap."""
+    return Refusal.of(Reason.HEADER_TOO_LARGE, wrong, right)
+
+
+def shown(text: bytes) -> str:
+    """`text` for an error message: short, ASCII, quoted."""
+    word = ascii(text[:40].decode("latin-1"))
+    return word if len(text) <= 40 else f"{word[:-1]}...'"
+
+
+def request_line(line: bytes) -> tuple[bytes, bytes, int]:
+    """(method, target, minor version) of a request line; raises Refusal. Only this exact form is taken."""
+    parts = line.split(b" ")
+    if len(parts) != 3 or not parts[0] or not parts[1]:
+        raise bad_request("The request line is malformed.", _REQUEST_LINE_HINT)
+    method, target, version = parts
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        if version == b"HTTP/2.0":
+            raise bad_request("HTTP/2 is not spoken here.", "Let the caller use HTTP/1.1.")
+        raise bad_request(
+            f"The protocol version {shown(version)} is not served.", "Use HTTP/1.1 or HTTP/1.0."
+        )
+    if not is_token(method):
+        raise bad_request("The request method is malformed.", _METHOD_HINT)
+    return method, target, version[7] - 48
+
+
+def unknown_method(method: bytes) -> Refusal:
+    """The 501 for a method that the parser does not know."""
+    return Refusal.of(Reason.METHOD_UNKNOWN, f"The method {shown(method)} is not known.", _METHOD_HINT)
+
+
+def early_problem(start: bytes) -> Refusal | None:
+    """What is wrong with the start of a request head already; None when it may still become good."""
+    if start.startswith(b"\x16"):  # a TLS handshake record
+        return bad_request(*_TLS)
+    start = skip_empty_lines(start)
+    problem = _line_end_problem(start.removesuffix(b"\r"))
+    if problem is not None:
+        return bad_request(*problem)
+    line, line_end, _ = start.partition(b"\r\n")
+    if line_end:
+        try:
+            request_line(line)
+        except Refusal as refusal:
+            return refusal
+    return None
+
+
+def request_problem(raw: bytes) -> Refusal | None:
+    """What breaks the syntax of this request head, or None."""
+    if raw.startswith(b"\x16"):
+        return bad_request(*_TLS)
+    lines = raw[:-4].split(b"\r\n")
+    problem = _line_end_problem(raw)
+    if problem is None:
+        try:
+            request_line(lines[0])
+        except Refusal as refusal:
+            return refusal
+        problem = _header_lines_problem(lines)
+    return None if problem is None else bad_request(*problem)
+
+
+def answer_problem(raw: bytes) -> BadAnswer | None:
+    """What breaks the syntax of this answer's head, or None."""
+    problem = _line_end_problem(raw) or _header_lines_problem(raw[:-4].split(b"\r\n"))
+    return None if problem is None else BadAnswer(" ".join(problem))
+
+
+def early_answer_problem(start: bytes) -> BadAnswer | None:
+    """What is wrong with the start of an answer's head already; None when it may still become good."""
+    if start[:9] not in (b"HTTP/1.1 "[: len(start)], b"HTTP/1.0 "[: len(start)]):
+        return BadAnswer(NOT_AN_ANSWER)
+    problem = _line_end_problem(start.removesuffix(b"\r"))
+    return None if problem is None else BadAnswer(" ".join(problem))
+
+
+def skip_empty_lines(raw: bytes) -> bytes:
+    """`raw` without the two empty lines that may precede a request (RFC 9112 2.2 asks to bear with one)."""
+    return raw.removeprefix(b"\r\n").removeprefix(b"\r\n")
+
+
+def _line_end_problem(raw: bytes) -> tuple[str, str] | None:
+    match = _LONE_CR_OR_LF.search(raw)
+    if match is None:
+        return None
+    name = "LF" if match[0] == b"\n" else "CR"
+    line = raw.count(b"\n", 0, match.start()) + 1
+    return f"Line {line} of the head holds a bare {name}.", "End every line with CRLF."
+
+
+def _header_lines_problem(lines: list[bytes]) -> tuple[str, str] | None:
+    for number, line in enumerate(lines[1:], start=1):
+        problem = _header_problem(line)
+        if problem is not None:
+            return f"Header line {number} {problem[0]}", problem[1]
+    return None
+
+
+def _header_problem(line: bytes) -> tuple[str, str] | None:
+    name, colon, value = line.partition(b":")
+    if line[:1] in (b" ", b"\t"):
+        return "begins with a blank (a folded header).", "Put each header on one line."
+    if not colon:
+        return "has no colon.", "Send `Name: value`."
+    if not name:
+        return "has no name.", "Send `Name: value`."
+    if name != name.rstrip(b" \t"):
+        return "has a blank before its colon.", "Send `Name: value`, with the colon right after the name."
+    if not is_token(name):
+        return "has a name with characters that names may not have.", "Use letters, digits and `-`."
+    if _CONTROL.search(value):
+        return f"({shown(name)}) has a control character in its value.", "Leave it out or encode it."
+    return None
