@@ -19,9 +19,7 @@ from pythonjsonlogger.json import JsonFormatter
 LEVELS = ("debug", "info", "warning", "error")
 
 # C0, DEL, C1, and the separators that some viewers break lines at or that turn text around.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # noqa: PLE2502
-)
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _COLOURS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
 
 

@@ -52,8 +52,10 @@ def find_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
         if place.exists():
             return place.absolute()
     looked = "".join(f"\n  {place.absolute()}" for place in places)
-    fail(f"no config file: neither -c nor SIDECERT_CONFIG names one, and there is none at{looked}\n"
-         "write one there, or name it: sidecert run -c FILE")
+    fail(
+        f"no config file: neither -c nor SIDECERT_CONFIG names one, and there is none at{looked}\n"
+        "write one there, or name it: sidecert run -c FILE"
+    )
 
 
 def report(problems: Iterable[Problem], *, err: bool = True) -> None:

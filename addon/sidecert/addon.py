@@ -1,0 +1,208 @@
+"""The mitmproxy addon: from the option `sidecert` to a serving sidecar, and to its end.
+
+The same under mitmdump, mitmweb, mitmproxy and `sidecert run`. mitmproxy calls `running` and `done` and
+awaits what they return, but calls them without waiting when a script is loaded or changed later: so both
+are plain functions that start a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Coroutine, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import ctx, exceptions
+from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.proxyserver import Proxyserver
+from prometheus_client import CollectorRegistry
+
+from sidecert import mode
+from sidecert.admin import Admin
+from sidecert.downstream import Downstream
+from sidecert.errors import ConfigError, Problem
+from sidecert.generation import Generation, build
+from sidecert.listeners import Listeners
+from sidecert.metrics import Metrics
+from sidecert.plane import Plane
+from sidecert.reload import Reload, Reloader, log_problems
+from sidecert.sockets import unusable
+from sidecert.status import snapshot
+from sidecert.status_page import Snapshot
+
+_LOG = logging.getLogger("sidecert")
+_ENDED_BY_SIGNAL = 128
+"""Added to the signal's number, as shells do."""
+
+
+class Sidecert:
+    """One sidecar. Give it a first generation, or let it load the config that the option names."""
+
+    name = "sidecert"
+
+    def __init__(self, first: Generation | None = None, *, access_log: bool = False) -> None:
+        self._first = first
+        self._started = time.time()
+        self._serving = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.metrics = Metrics(CollectorRegistry())
+        self._plane = Plane(self.metrics, access_log=access_log)
+        self._listeners = Listeners(partial(Downstream, self._plane))
+        self._admin = Admin(self)
+        self._reloader: Reloader | None = None
+
+    # -- mitmproxy's lifecycle -------------------------------------------------------------------------
+
+    def load(self, loader: Loader) -> None:
+        loader.add_option("sidecert", str, "", "The config file of sidecert.")
+
+    def configure(self, updated: set[str]) -> None:
+        if "sidecert" in updated and self._reloader is not None:
+            raise exceptions.OptionsError(
+                "sidecert cannot move to another config file while it runs; restart it"
+            )
+
+    def running(self) -> asyncio.Task[None]:
+        return self._start_task(self._start())
+
+    def done(self) -> asyncio.Task[None]:
+        return self._start_task(self._end())
+
+    # -- what the mode's instance asks -----------------------------------------------------------------
+
+    @property
+    def is_listening(self) -> bool:
+        return self._listeners.is_open
+
+    @property
+    def listen_addrs(self) -> tuple[tuple[str, int], ...]:
+        return self._listeners.tcp_addresses
+
+    async def listen(self) -> None:
+        """Open the configured listeners, unless they are open. Raises ConfigError."""
+        if not self._listeners.is_open:
+            generation = self._plane.generation
+            await self._listeners.commit(
+                self._listeners.prepare(generation.config.listeners, generation.path)
+            )
+
+    async def stop_listening(self) -> None:
+        await self._listeners.stop()
+
+    # -- what the admin endpoint asks (admin.Status) ---------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        return self._serving and self._listeners.is_open
+
+    async def reload(self) -> Reload:
+        assert self._reloader is not None
+        return await self._reloader.reload()
+
+    def snapshot(self) -> Snapshot:
+        return snapshot(self._plane.generation, self._listeners.addresses, self._started, self.ready)
+
+    # -- start and end ---------------------------------------------------------------------------------
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself holds it only weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _start(self) -> None:
+        try:
+            if ctx.options.server and ctx.options.mode != [mode.SPEC]:
+                raise ConfigError([_own_listener_of_mitmproxy()])
+            await self._open(self._first or build(_config_file(), 1))
+        except ConfigError as exc:
+            await self._close()
+            return self._give_up(exc.problems)
+        ctx.options.update(mode=[mode.SPEC], server=True)
+        # Waits for the update that the options have begun; the instance finds the listeners open.
+        proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
+        await proxyserver.setup_servers()
+        self._handle(signal.SIGHUP, lambda: self._start_task(self._reload_by_signal()))
+        self._serving = True
+        _LOG.info("ready, generation %d", self._plane.generation.number, extra={"event": "ready"})
+
+    async def _open(self, first: Generation) -> None:
+        """Open admin and listeners; ConfigError with all that cannot be opened."""
+        problems: list[Problem] = []
+        self._plane.adopt(first)
+        reloader = Reloader(first.path, self._plane, self._listeners)
+        bind = first.config.admin.bind
+        try:
+            address = await self._admin.start(bind)
+            fields = {"event": "listening", "listener": "admin", "address": address}
+            _LOG.info("admin endpoint on %s", address, extra=fields)
+        except OSError as exc:
+            reason = unusable(bind, exc)
+            problems.append(Problem(str(first.path), None, "admin.bind", reason.wrong, reason.right))
+        try:
+            await reloader.start(first)
+        except ConfigError as exc:
+            problems.extend(exc.problems)
+        if problems:
+            raise ConfigError(problems)
+        self._reloader = reloader
+
+    def _give_up(self, problems: Iterable[Problem]) -> None:
+        log_problems(problems)
+        # While mitmproxy's tools start, they end for any error that was logged, with status 1, and repeat
+        # it where the console has hidden it. Otherwise that is left to us.
+        check = ctx.master.addons.get("errorcheck")
+        if check is None or check.logger not in logging.getLogger().handlers:
+            raise SystemExit(2)
+
+    async def _reload_by_signal(self) -> None:
+        if self._serving:
+            await self.reload()
+
+    async def _end(self) -> None:
+        if self._reloader is None:
+            return
+        limit = self._plane.generation.config.drain
+        self._serving = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handle(number, partial(self._end_at_once, number))
+        _LOG.info("ending, calls in flight have %g s", limit, extra={"event": "draining"})
+        await self._listeners.stop()
+        if not await self._plane.drain(limit):
+            count = len(self._plane.connections)
+            _LOG.warning("%d connections were cut: their calls did not end in time", count)
+        await self._close()
+        _LOG.info("ended", extra={"event": "ended"})
+
+    async def _close(self) -> None:
+        await self._listeners.stop()
+        self._plane.close()
+        await self._admin.stop()
+
+    def _end_at_once(self, number: signal.Signals) -> None:
+        _LOG.warning(
+            "%s again: ending at once, %d connections are cut", number.name, len(self._plane.connections)
+        )
+        self._plane.close()
+        raise SystemExit(_ENDED_BY_SIGNAL + number)
+
+    def _handle(self, number: signal.Signals, callback: Any) -> None:
+        asyncio.get_running_loop().add_signal_handler(number, callback)
+
+
+def _config_file() -> Path:
+    if not ctx.options.sidecert:
+        wrong, right = "no config file is named", "give it: --set sidecert=FILE"
+        raise ConfigError([Problem("mitmproxy option sidecert", None, "", wrong, right)])
+    return Path(ctx.options.sidecert).expanduser().absolute()
+
+
+def _own_listener_of_mitmproxy() -> Problem:
+    wrong = "mitmproxy itself listens, on an address that sidecert's config does not name"
+    return Problem(
+        "mitmproxy option server", None, "", wrong, "start it with -n; sidecert opens its own listeners"
+    )

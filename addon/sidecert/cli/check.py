@@ -1,0 +1,94 @@
+"""`sidecert check`: everything that `run` would load, and every problem with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sidecert.cli.common import BAD_CONFIG, FINE, config_option, find_config, json_option, report
+from sidecert.errors import ConfigError, Problem
+from sidecert.logs import escape
+
+if TYPE_CHECKING:
+    from sidecert.generation import Generation
+
+
+@click.command()
+@config_option
+@json_option
+def check(config: Path | None, as_json: bool) -> None:
+    """Load the config and every file it names, and report all problems. Nothing is opened or called.
+
+    Exit status 0 when it can be used (there may be warnings), else 2.
+    """
+    from sidecert.generation import build
+
+    path = find_config(config)
+    generation: Generation | None = None
+    problems: tuple[Problem, ...]
+    try:
+        generation = build(path, 1)
+        problems = generation.warnings
+    except ConfigError as exc:
+        problems = exc.problems
+    if as_json:
+        click.echo(json.dumps(_as_json(path, generation, problems), indent=2))
+    else:
+        report(problems, err=False)
+        click.echo(_summary(path, generation, problems))
+    raise SystemExit(BAD_CONFIG if generation is None else FINE)
+
+
+def _as_json(path: Path, generation: Generation | None, problems: tuple[Problem, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "file": str(path),
+        "ok": generation is not None,
+        "problems": [asdict(problem) for problem in problems],
+    }
+    if generation is not None:
+        found["listeners"] = [listener.bind.label for listener in generation.config.listeners]
+        found["admin"] = generation.config.admin.bind.label
+        found["routes"] = {route.id: route.credential_id for route in generation.routes.values()}
+        found["credentials"] = {
+            each.id: {
+                "subject": each.subject,
+                "fingerprint": each.fingerprint,
+                "not_after": _day(each.not_after),
+            }
+            for each in generation.credentials.values()
+        }
+    return found
+
+
+def _summary(path: Path, generation: Generation | None, problems: tuple[Problem, ...]) -> str:
+    warnings = sum(problem.warning for problem in problems)
+    if generation is None:
+        return f"{_count(len(problems) - warnings, 'error')}, {_count(warnings, 'warning')}"
+    from sidecert.status import spell_match, spell_upstream
+
+    lines = [f"{path}: fine" + (f", with {_count(warnings, 'warning')}" if warnings else "")]
+    for listener in generation.config.listeners:
+        pinned = f" (pinned to {listener.route})" if listener.route else ""
+        lines.append(f"  listener    {listener.bind.label}{pinned}")
+    lines.append(f"  admin       {generation.config.admin.bind.label}")
+    for credential in generation.credentials.values():
+        lines.append(
+            f"  credential  {credential.id}: {credential.subject}, until {_day(credential.not_after)}"
+        )
+    for route in generation.routes.values():
+        match = spell_match(route.config.match)
+        lines.append(f"  route       {route.id}: {match} -> {spell_upstream(route)} as {route.credential_id}")
+    return "\n".join(escape(line) for line in lines)
+
+
+def _day(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).date().isoformat()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

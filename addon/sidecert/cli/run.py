@@ -1,0 +1,73 @@
+"""`sidecert run`: mitmproxy's Master with our addon and the two that it needs, on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sidecert import logs
+from sidecert.cli.common import config_option, fail_config, find_config
+from sidecert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sidecert.generation import Generation
+
+
+@click.command()
+@config_option
+@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
+@click.option("--access-log", is_flag=True, help="Log a line for each call.")
+def run(config: Path | None, log_level: str, access_log: bool) -> None:
+    """Run the sidecar until SIGTERM or SIGINT; SIGHUP reloads the config."""
+    path = find_config(config)
+    logs.setup(log_level)
+    gc.disable()  # nothing that is made while starting is garbage
+    _import_all()
+    gc.freeze()  # what has been imported stays, and need not be looked at again
+    gc.enable()
+    from sidecert.generation import build
+
+    try:
+        first = build(path, 1)
+    except ConfigError as exc:
+        fail_config(exc)
+    asyncio.run(_serve(first, access_log), loop_factory=_loop_factory())
+
+
+def _import_all() -> None:
+    import sidecert.addon  # noqa: F401
+
+
+async def _serve(first: Generation, access_log: bool) -> None:
+    from mitmproxy.addons.next_layer import NextLayer
+    from mitmproxy.addons.proxyserver import Proxyserver
+    from mitmproxy.master import Master
+    from mitmproxy.options import Options
+
+    from sidecert.addon import Sidecert
+
+    master = Master(Options(server=False))
+    # Without NextLayer mitmproxy warns, though no connection of ours ever asks for one.
+    master.addons.add(Proxyserver(), NextLayer(), Sidecert(first, access_log=access_log))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, master.shutdown)
+    await master.run()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not to be had on every platform
+        return None
+
+    class Loop(uvloop.Loop):
+        def set_task_factory(self, factory: object) -> None:
+            """Master asks for eager tasks, which uvloop on Python 3.13.0 refuses with a TypeError."""
+
+    return Loop

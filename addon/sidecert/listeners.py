@@ -1,0 +1,196 @@
+"""The addresses on which sidecert takes downstream connections: opened all or none, closed without a loss.
+
+A change is prepared first (bound, nothing accepted yet), so that a failure leaves what is open as it was,
+and committed once the routes that it needs are in force. A listening socket is kept twice: the event loop
+serves a duplicate. Closing that ends the loop's accepting, not the socket: what the kernel has queued until
+then is accepted from ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidecert.binds import Bind
+from sidecert.config import ListenerConfig
+from sidecert.errors import ConfigError, Problem
+from sidecert.hosts import normalise_host
+from sidecert.plane import Listener
+from sidecert.sockets import BACKLOG, Unusable, accept_queued, listen, spell
+
+_LOG = logging.getLogger("sidecert.listeners")
+_WILDCARDS = frozenset(("0.0.0.0", "::"))
+
+Factory = Callable[[Listener], asyncio.BaseProtocol]
+"""Makes the protocol of a connection that was accepted on that listener."""
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    config: ListenerConfig
+    listener: Listener
+    sockets: list[socket.socket]
+    inode: tuple[int, int] | None = None
+    """Device and number of a unix socket's file: only our own is ever removed."""
+    servers: list[asyncio.Server] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A prepared set of listeners: `commit` puts it in force, `discard` gives up what it has bound."""
+
+    kept: dict[str, ListenerConfig] = field(default_factory=dict)
+    opened: dict[str, _Open] = field(default_factory=dict)
+
+
+class Listeners:
+    """All listeners of the process, by their label. Used on the event loop's thread only."""
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def addresses(self) -> dict[str, list[str]]:
+        """What is listened on, as `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/in.sock`, by label."""
+        return {label: [spell(sock) for sock in entry.sockets] for label, entry in self._open.items()}
+
+    @property
+    def tcp_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each TCP socket."""
+        sockets = [sock for entry in self._open.values() for sock in entry.sockets]
+        return tuple(sock.getsockname()[:2] for sock in sockets if sock.family != socket.AF_UNIX)
+
+    def prepare(self, configs: Sequence[ListenerConfig], file: Path) -> Change:
+        """Bind what of `configs` is not open yet; `file` is where the user finds them.
+
+        Raises ConfigError with a problem for each that cannot be opened; then nothing has changed.
+        """
+        change = Change()
+        problems = []
+        for number, config in enumerate(configs):
+            label = config.bind.label
+            if label in self._open:
+                change.kept[label] = config
+                continue
+            try:
+                change.opened[label] = _listen(config)
+            except Unusable as exc:
+                wrong, right = self._explain(config.bind, exc)
+                problems.append(Problem(str(file), None, f"listeners[{number}].bind", wrong, right))
+        if problems:
+            self.discard(change)
+            raise ConfigError(problems)
+        return change
+
+    def discard(self, change: Change) -> None:
+        """Give up a change that was not committed."""
+        for entry in change.opened.values():
+            _remove_file(entry)
+            for sock in entry.sockets:
+                sock.close()
+
+    async def commit(self, change: Change) -> None:
+        """Accept on what was prepared, and stop what the change does not name.
+
+        A listener that is kept is not touched, but for the route that it is pinned to.
+        """
+        for label, config in change.kept.items():
+            self._open[label].config = config
+            self._open[label].listener.route = config.route
+        removed = [label for label in self._open if label not in change.kept and label not in change.opened]
+        for label, entry in change.opened.items():
+            self._open[label] = entry
+            await self._serve(entry)
+        await self._stop([self._open.pop(label) for label in removed])
+
+    async def stop(self) -> None:
+        """Accept what is queued, then close all listeners. The accepted connections live on."""
+        entries = list(self._open.values())
+        self._open.clear()
+        await self._stop(entries)
+
+    async def _serve(self, entry: _Open) -> None:
+        loop = asyncio.get_running_loop()
+        route = f" for route {entry.config.route}" if entry.config.route else ""
+        for sock in entry.sockets:
+            create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+            server = await create(lambda: self._factory(entry.listener), sock=sock.dup(), backlog=BACKLOG)
+            entry.servers.append(server)
+            fields = {"event": "listening", "listener": entry.config.bind.label, "address": spell(sock)}
+            _LOG.info("listening on %s%s", spell(sock), route, extra=fields)
+
+    async def _stop(self, entries: Sequence[_Open]) -> None:
+        adopting = []
+        for entry in entries:
+            _remove_file(entry)  # first, so that nobody comes after the last accept
+            for server in entry.servers:
+                server.close()
+            for sock in entry.sockets:
+                adopting += [self._adopt(entry, accepted) for accepted in accept_queued(sock)]
+                sock.close()
+            label = entry.config.bind.label
+            _LOG.info("stopped listening on %s", label, extra={"event": "stopped", "listener": label})
+        await asyncio.gather(*adopting)
+
+    async def _adopt(self, entry: _Open, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: self._factory(entry.listener), accepted)
+        except OSError as exc:  # the caller has gone in the meantime
+            _LOG.debug("a queued connection was lost: %s", exc)
+            accepted.close()
+
+    def _explain(self, bind: Bind, error: Unusable) -> tuple[str, str]:
+        own = next((label for label, entry in self._open.items() if _is_same_port(entry, bind)), None)
+        if error.errno != errno.EADDRINUSE or own is None:
+            return error.wrong, error.right
+        wrong = f"{bind.label} overlaps with {own}, on which this sidecar still listens"
+        return wrong, "restart the sidecar to swap one for the other"
+
+
+def _listen(config: ListenerConfig) -> _Open:
+    bind = config.bind
+    sockets = listen(bind)
+    if bind.path is None:
+        return _Open(config, Listener(bind.label, config.route, _own_hosts(bind, sockets)), sockets)
+    status = os.stat(bind.path)
+    inode = (status.st_dev, status.st_ino)
+    return _Open(config, Listener(bind.label, config.route, frozenset()), sockets, inode)
+
+
+def _remove_file(entry: _Open) -> None:
+    path = entry.config.bind.path
+    if path is None:
+        return
+    try:
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == entry.inode:
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        _LOG.warning("%s could not be removed: %s", path, exc.strerror)
+
+
+def _own_hosts(bind: Bind, sockets: Sequence[socket.socket]) -> frozenset[str]:
+    """What a caller may call this listener in Host; `routing` compares without the port."""
+    hosts = {normalise_host(bind.host), *(str(sock.getsockname()[0]) for sock in sockets)}
+    if hosts & _WILDCARDS:
+        hosts |= {"127.0.0.1", "::1"}
+    return frozenset(hosts)
+
+
+def _is_same_port(entry: _Open, bind: Bind) -> bool:
+    ports = [sock.getsockname()[1] for sock in entry.sockets if sock.family != socket.AF_UNIX]
+    return bind.path is None and bind.port in ports
