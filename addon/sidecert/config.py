@@ -1,7 +1,85 @@
-"""The config file: YAML in, frozen models out, with every problem at once."""
+"""The config file: YAML in, frozen models out, with every problem at once.
+
+textfile -> source (YAML) -> checker (one part) -> reader (all parts, and what they say of each other)
+"""
 
 from __future__ import annotations
 
-from sidecert.values import normalise_host
+from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["normalise_host"]
+from sidecert.binds import Bind
+from sidecert.errors import Problem
+from sidecert.hosts import normalise_host
+from sidecert.models import (
+    AdminConfig,
+    Config,
+    CredentialConfig,
+    LimitsConfig,
+    ListenerConfig,
+    MatchConfig,
+    PoolConfig,
+    RouteConfig,
+    SecretError,
+    SecretSource,
+    TimeoutsConfig,
+    TlsConfig,
+    UpstreamConfig,
+)
+from sidecert.nodes import KeyPath
+from sidecert.reader import Reader
+from sidecert.schema import schema
+from sidecert.source import Source, load
+
+__all__ = [
+    "AdminConfig",
+    "Bind",
+    "Config",
+    "CredentialConfig",
+    "Draft",
+    "LimitsConfig",
+    "ListenerConfig",
+    "MatchConfig",
+    "PoolConfig",
+    "RouteConfig",
+    "SecretError",
+    "SecretSource",
+    "TimeoutsConfig",
+    "TlsConfig",
+    "UpstreamConfig",
+    "normalise_host",
+    "read",
+    "schema",
+]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a file holds. `config` has the parts that are right; the ids of the others are known too."""
+
+    path: Path
+    problems: list[Problem]
+    config: Config
+    known_credentials: frozenset[str]
+    known_routes: frozenset[str]
+    source: Source
+
+    def line(self, *path: str | int) -> int | None:
+        """The line (from 1) of a key path, or of its nearest parent that exists."""
+        return self.source.line(*path)
+
+    def problem(self, path: KeyPath, wrong: str, right: str, warning: bool = False) -> Problem:
+        """A problem located in this file."""
+        return self.source.problem(path, wrong, right, warning)
+
+
+def read(path: Path) -> Draft:
+    """The config in a file. Nothing is raised for what a user can get wrong: see `Draft.problems`."""
+    source = load(path)
+    if not source.usable:
+        return Draft(path, source.problems, Config(version=1, routes=()), frozenset(), frozenset(), source)
+    # not resolved: a mounted secret is rotated by swapping a symlink above the file
+    reader = Reader(source, path.absolute().parent)
+    config = reader.read()
+    credentials, routes = frozenset(reader.known("credentials")), frozenset(reader.known("routes"))
+    return Draft(path, reader.problems(), config, credentials, routes, source)

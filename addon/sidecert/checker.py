@@ -1,0 +1,205 @@
+"""Checks one part of a config against its model: known keys, nothing empty, nothing missing, every value."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+
+from sidecert.errors import Problem
+from sidecert.mistake import Mistake, kind, nearest
+from sidecert.models import Config, Model
+from sidecert.nodes import KeyPath, ListNode, MappingNode
+from sidecert.source import Source
+
+_Part = TypeVar("_Part", bound=Model)
+
+# What to write for a key that is missing, empty or of the wrong shape.
+EXAMPLES = {
+    "version": "version: 1",
+    "listeners": "a list, such as - bind: 127.0.0.1:8080",
+    "bind": "bind: 127.0.0.1:8080",
+    "route": "route: and the id of a route",
+    "admin": "admin: {bind: 127.0.0.1:9090}",
+    "credentials": "each under its id, such as alice: {certificate: alice.crt, key: alice.key}",
+    "certificate": "certificate: FILE",
+    "key": "key: FILE, the same file if it holds both",
+    "pkcs12": "pkcs12: FILE",
+    "passphrase": "passphrase: {env: NAME} or {file: PATH}",
+    "env": "env: NAME",
+    "file": "file: PATH",
+    "routes": "a list, such as - {id: orders, match: {host: orders.example.com}, credential: alice}",
+    "id": "id: and a name for the route, such as orders",
+    "match": "match: {host: orders.example.com}",
+    "host": "host: orders.example.com",
+    "methods": "methods: [GET, POST]",
+    "upstream": "upstream: {host: orders.example.com, port: 8443}",
+    "tls": "tls: {min: 1.2, max: 1.3}",
+    "timeouts": "timeouts: {connect: 5s}",
+    "pool": "pool: {max_idle: 32}",
+    "credential": "credential: and the id of one, or none to call without a certificate",
+    "limits": "limits: {connections: 1000}",
+    "drain": "drain: 30s",
+}
+# What other tools call our keys.
+_SYNONYMS = {
+    "address": "bind",
+    "ca": "trust",
+    "cafile": "trust",
+    "clients": "limits",
+    "hostname": "host",
+    "listen": "bind",
+    "name": "id",
+    "p12": "pkcs12",
+    "password": "passphrase",
+    "pfx": "pkcs12",
+    "sni": "server_name",
+    "verify": "trust",
+}
+
+
+class Checker:
+    """Collects the problems of one file, part by part."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.source = source
+        self.folder = folder
+        self.problems: list[Problem] = list(source.problems)
+
+    def add(self, path: KeyPath, wrong: str, right: str, warning: bool = False) -> None:
+        self.problems.append(self.source.problem(path, wrong, right, warning))
+
+    def add_mistake(self, path: KeyPath, mistake: Mistake) -> None:
+        self.add((*path, *mistake.at), mistake.wrong, mistake.right)
+
+    def part(self, model: type[_Part], raw: object, path: KeyPath) -> _Part | None:
+        """The model of one part, or None after noting everything that is wrong with it."""
+        before = len(self.problems)
+        plain = self._plain(model, raw, path)
+        if plain is None:
+            return None
+        part = None
+        try:
+            part = model.model_validate(plain, context={"folder": self.folder})
+        except ValidationError as error:
+            for each in error.errors(include_url=False, include_input=False):
+                self._add_error(path, each)
+        return part if len(self.problems) == before else None
+
+    def _add_error(self, path: KeyPath, error: Any) -> None:
+        if error["type"] == "missing":
+            return  # noted with the keys, in better words
+        mistake = error.get("ctx", {}).get("error")
+        if not isinstance(mistake, Mistake):
+            mistake = Mistake(error["msg"], "")
+        self.add_mistake((*path, *error["loc"]), mistake)
+
+    def _plain(self, model: type[Model], raw: object, path: KeyPath) -> dict[str, Any] | None:
+        """What can be given to the model: known keys, each with a value, in mappings where it wants them."""
+        if not self.is_mapping(raw, path):
+            return None
+        plain = {}
+        for key, value in self.keys(model, raw, path).items():
+            inner = _inner(model)[key]
+            converted = self._plain(inner, value, (*path, key)) if inner else value
+            if converted is not None:
+                plain[key] = converted
+        return plain
+
+    def is_mapping(self, raw: object, path: KeyPath) -> bool:
+        if isinstance(raw, MappingNode):
+            return True
+        key = path[-1] if path else ""
+        if key == "passphrase":
+            right = "put it into the environment or a file, and write {env: NAME} or {file: PATH}"
+            self.add(path, "a passphrase is never written here", right)
+        else:
+            example = _example(path)
+            colon = ", with a space after each colon" if isinstance(raw, str) and ":" in raw else ""
+            self.add(path, f"this is {kind(raw)}, not keys with values", f"write {example}{colon}")
+        return False
+
+    def is_list(self, raw: object, path: KeyPath) -> bool:
+        if not isinstance(raw, ListNode):
+            self.add(path, f"this is {kind(raw)}, not a list", f"write {_example(path)}")
+        return isinstance(raw, ListNode)
+
+    def keys(self, model: type[Model], raw: object, path: KeyPath) -> dict[str, Any]:
+        """The keys of a mapping that the model knows, where they have a value; notes the others."""
+        assert isinstance(raw, MappingNode)
+        fields = model.model_fields
+        meant = {self._unknown(model, key, path) for key in raw if key not in fields}
+        for key in fields:
+            if key in raw:
+                if raw[key] is None:
+                    self.empty((*path, key), optional=not fields[key].is_required())
+            elif fields[key].is_required() and key not in meant:
+                self.add((*path, key), "missing key", f"write {EXAMPLES[key]}")
+        return {key: raw[key] for key in fields if raw.get(key) is not None}
+
+    def empty(self, path: KeyPath, optional: bool = False) -> None:
+        """Note a key with nothing behind it: YAML reads that as null, which is never meant here."""
+        leave = ", or leave the key out" if optional else ""
+        self.add(path, "there is no value", f"write {_example(path)}{leave}")
+
+    def _unknown(self, model: type[Model], key: str, path: KeyPath) -> str | None:
+        """Note an unknown key; the known one that was probably meant, if any."""
+        known = model.model_fields
+        synonym = _SYNONYMS.get(key.lower())
+        meant = synonym if synonym in known else nearest(key, known)
+        if meant:
+            right = f"did you mean {meant}?"
+        elif key in _places():
+            right = f"it belongs under {' or '.join(_places()[key])}"
+        else:
+            right = f"the keys here are {', '.join(known)}"
+        self.add((*path, key), "unknown key", right)
+        return meant
+
+
+def _example(path: KeyPath) -> str:
+    match path:
+        case ("credentials", _):
+            return "{certificate: FILE, key: FILE} or {pkcs12: FILE}"
+        case ("routes", int()):
+            return "{id: orders, match: {host: orders.example.com}, credential: alice}"
+        case ("listeners", int()):
+            return "- bind: 127.0.0.1:8080"
+    key = str(path[-1]) if path else ""
+    return EXAMPLES.get(key, f"{key}: and a value")
+
+
+@cache
+def _inner(model: type[Model]) -> dict[str, type[Model] | None]:
+    """The model of each field that holds one."""
+    found: dict[str, type[Model] | None] = {}
+    for name, field in model.model_fields.items():
+        types = (field.annotation, *get_args(field.annotation))
+        found[name] = next((t for t in types if isinstance(t, type) and issubclass(t, Model)), None)
+    return found
+
+
+@cache
+def _places() -> dict[str, list[str]]:
+    """For each key the places where it may stand, in words."""
+    places: dict[str, list[str]] = {}
+
+    def visit(model: type[Model], place: str) -> None:
+        for key, field in model.model_fields.items():
+            if place:
+                places.setdefault(key, []).append(place)
+            inner = _inner(model)[key] or _entry(field.annotation)
+            if inner:
+                below = {"credentials": "a credential", "routes": "a route", "listeners": "a listener"}
+                visit(inner, below.get(key, key))
+
+    visit(Config, "")
+    return places
+
+
+def _entry(annotation: Any) -> type[Model] | None:
+    """The model of the entries of a list or mapping."""
+    types = (t for t in get_args(annotation) if isinstance(t, type))
+    return next((t for t in types if issubclass(t, Model)), None)

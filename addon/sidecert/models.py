@@ -1,0 +1,279 @@
+"""The config as frozen models, of converted values; their JSON schema is the YAML as users write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sidecert import fields, values
+from sidecert.binds import bind
+from sidecert.mistake import Mistake
+
+MAX_SECRET = 65536  # bytes of a passphrase file; whatever is larger is no passphrase
+
+
+def _default(written: str, parse: Callable[[object], Any], description: str) -> Any:
+    """A field whose default is given as users would write it."""
+    return Field(default=parse(written), description=description, json_schema_extra={"default": written})
+
+
+class Model(BaseModel):
+    """Frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class SecretError(Exception):
+    """A secret cannot be had; the words never hold it, nor a path that may be the secret by mistake."""
+
+    def __init__(self, wrong: str, right: str) -> None:
+        super().__init__(f"{wrong}; {right}")
+        self.wrong = wrong
+        self.right = right
+
+
+class SecretSource(Model):
+    """Where a secret is, never the secret itself. One of the two."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    env: fields.EnvName | None = Field(default=None, description="The environment variable that holds it.")
+    file: fields.FilePath | None = Field(
+        default=None, description="The file that holds it; one trailing newline is trimmed."
+    )
+
+    def resolve(self, environ: Mapping[str, str]) -> str:
+        """The secret, without one trailing newline. `SecretError` when it is unset, empty or unreadable."""
+        secret = self._from_file(self.file) if self.file else self._from(environ)
+        secret = secret.removesuffix("\n").removesuffix("\r") if secret.endswith("\n") else secret
+        if not secret:
+            place = "file" if self.file else "environment variable"
+            raise SecretError(
+                f"this {place} is empty", "put the passphrase there, or leave the key passphrase out"
+            )
+        return secret
+
+    def _from(self, environ: Mapping[str, str]) -> str:
+        name = self.env or ""
+        if name in environ:
+            return environ[name]
+        # only what looks like a variable is repeated: some write the secret itself here
+        shown = f"the environment variable {name}" if name.isupper() else "this environment variable"
+        raise SecretError(f"{shown} is not set", "set it where sidecert is started, or use {file: PATH}")
+
+    def _from_file(self, path: Path) -> str:
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_SECRET + 1)
+            if len(data) > MAX_SECRET:
+                raise SecretError(
+                    "this file is too large for a passphrase", "name a file that holds nothing else"
+                )
+            return data.decode()
+        except FileNotFoundError:
+            where = (
+                f"no such file in {path.parent}"
+                if path.parent.is_dir()
+                else "the file's folder does not exist"
+            )
+            raise SecretError(where, "name the file that holds the passphrase") from None
+        except IsADirectoryError:
+            raise SecretError("this is a directory", "name the file that holds the passphrase") from None
+        except OSError as error:
+            wrong = f"the file cannot be read: {error.strerror or 'input/output error'}"
+            raise SecretError(wrong, "let this user read it") from None
+        except UnicodeDecodeError:
+            raise SecretError(
+                "this file is not UTF-8 text", "name a file that holds only the passphrase"
+            ) from None
+
+
+class ListenerConfig(Model):
+    """An address that plain HTTP calls come in on."""
+
+    bind: fields.BindAddress = Field(
+        description="HOST:PORT, [V6]:PORT or unix:PATH. Port 0 takes a free one."
+    )
+    route: fields.Id | None = Field(
+        default=None, description="Pin the listener: all its calls belong to the route with this id."
+    )
+
+
+class AdminConfig(Model):
+    """Where metrics, health and the status page are served."""
+
+    bind: fields.BindAddress = Field(
+        default=bind("127.0.0.1:9090", None),
+        description="As a listener's. Beyond loopback only metrics and health are answered.",
+        json_schema_extra={"default": "127.0.0.1:9090"},
+    )
+
+
+class CredentialConfig(Model):
+    """A certificate chain with its private key: PEM files, or one PKCS#12 file."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["certificate", "key"], "not": {"required": ["pkcs12"]}},
+                {
+                    "required": ["pkcs12"],
+                    "not": {"anyOf": [{"required": ["certificate"]}, {"required": ["key"]}]},
+                },
+            ]
+        }
+    )
+    certificate: fields.FilePath | None = Field(
+        default=None, description="PEM file: the leaf first, then its intermediates."
+    )
+    key: fields.FilePath | None = Field(
+        default=None, description="PEM file: PKCS#1, PKCS#8 or SEC1, encrypted or not."
+    )
+    pkcs12: fields.FilePath | None = Field(
+        default=None, description="A .p12 or .pfx file, instead of certificate and key."
+    )
+    passphrase: SecretSource | None = Field(
+        default=None,
+        description="Where the passphrase is: {env: NAME} or {file: PATH}. Never the passphrase itself.",
+    )
+
+
+class MatchConfig(Model):
+    """The calls that a route takes. The most specific route wins, never the order in the file."""
+
+    host: fields.HostPattern = Field(
+        description="The host called, or *.example.com for all names below example.com."
+    )
+    port: fields.Port | None = Field(
+        default=None, description="The port in the caller's URL; any when left out."
+    )
+    path: fields.PathPattern | None = Field(
+        default=None,
+        description="Begins with /; * stands for one segment, ** for any number. Any path when left out.",
+    )
+    methods: fields.Methods | None = Field(default=None, description="Any method when left out.")
+
+
+class TlsConfig(Model):
+    """The TLS versions that may be used with the upstream."""
+
+    min: fields.TlsVersion = Field(
+        default="1.2", description="The oldest.", json_schema_extra={"default": 1.2}
+    )
+    max: fields.TlsVersion = Field(
+        default="1.3", description="The newest.", json_schema_extra={"default": 1.3}
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TlsConfig:
+        if self.min > self.max:
+            raise Mistake(f"min {self.min} is above max {self.max}", "write min: 1.2, or max: 1.3", ("min",))
+        return self
+
+
+class TimeoutsConfig(Model):
+    """How long each step may take: a number with ms, s, m or h."""
+
+    connect: fields.Duration = _default(
+        "5s", values.duration, "To open a connection, and to wait for a full pool."
+    )
+    handshake: fields.Duration = _default("5s", values.duration, "The TLS handshake.")
+    response: fields.Duration = _default(
+        "60s", values.duration, "From the call to the first byte of the answer."
+    )
+    stall: fields.Duration = _default("60s", values.duration, "Between two pieces of a body, either way.")
+    idle: fields.Duration = _default("60s", values.duration, "How long an unused connection is kept.")
+
+
+class PoolConfig(Model):
+    """The connections to the upstream that calls share."""
+
+    max_idle: Annotated[int, *fields.whole(0, 65535)] = Field(
+        default=32, description="Unused connections kept."
+    )
+    max_connections: Annotated[int, *fields.whole(1, 65535)] = Field(
+        default=256, description="Connections at once; more calls wait, at most timeouts.connect."
+    )
+
+    @model_validator(mode="after")
+    def _within(self) -> PoolConfig:
+        if "max_idle" in self.model_fields_set and self.max_idle > self.max_connections:
+            wrong = f"{self.max_idle} is more than max_connections, {self.max_connections}"
+            raise Mistake(wrong, f"write at most {self.max_connections}", ("max_idle",))
+        return self
+
+
+class UpstreamConfig(Model):
+    """The TLS service that is called."""
+
+    host: fields.HostName | None = Field(
+        default=None, description="The host that is called; default: the host that was matched."
+    )
+    port: fields.Port = Field(default=8443, description="The port that is called.")
+    server_name: fields.HostName | None = Field(
+        default=None,
+        description="Sent as SNI and looked for in the upstream's certificate; default: the upstream host.",
+    )
+    host_header: fields.HostHeader | None = Field(
+        default=None, description="The Host header sent; default: host and port."
+    )
+    trust: fields.Trust = Field(
+        default="system",
+        description="What the upstream's certificate is checked against: a PEM file of CAs (or of that very "
+        "certificate), `system`, or `insecure` to check nothing, for a lab.",
+    )
+    tls: TlsConfig = Field(default=TlsConfig(), json_schema_extra={"default": {"min": 1.2, "max": 1.3}})
+    timeouts: TimeoutsConfig = Field(default=TimeoutsConfig(), json_schema_extra={"default": {}})
+    pool: PoolConfig = Field(default=PoolConfig(), json_schema_extra={"default": {}})
+
+
+class RouteConfig(Model):
+    """Which calls go where, and with which certificate."""
+
+    id: fields.Id = Field(description="The route's name in metrics, logs and answers.")
+    match: MatchConfig
+    upstream: UpstreamConfig = Field(default=UpstreamConfig(), json_schema_extra={"default": {}})
+    credential: fields.CredentialName = Field(
+        description="The id of the credential to call with; `none` says on purpose: no certificate."
+    )
+    private: fields.Flag = Field(
+        default=False,
+        description="Let a host that the caller chose through a wildcard have a private address.",
+    )
+
+
+class LimitsConfig(Model):
+    """Bounds on what callers can take up."""
+
+    connections: Annotated[int, *fields.whole(1, 1_000_000)] = Field(
+        default=1000, description="Callers' connections at once."
+    )
+    header_bytes: fields.Size = _default(
+        "64KiB", fields.header_bytes, "Size of a request's header, 1KiB to 1MiB."
+    )
+    header_timeout: fields.Duration = _default("10s", values.duration, "To send a request's header.")
+    keepalive: fields.Duration = _default(
+        "75s", values.duration, "How long a caller's unused connection is kept."
+    )
+
+
+class Config(Model):
+    """A whole config."""
+
+    version: Literal[1] = Field(description="The version of this format.")
+    listeners: tuple[ListenerConfig, ...] = Field(
+        default=(ListenerConfig(bind=bind("127.0.0.1:8080", None)),),
+        description="Where plain HTTP calls come in.",
+        json_schema_extra={"default": [{"bind": "127.0.0.1:8080"}], "minItems": 1},
+    )
+    admin: AdminConfig = Field(default=AdminConfig(), json_schema_extra={"default": {}})
+    credentials: dict[str, CredentialConfig] = Field(
+        default_factory=dict,
+        description="The certificates to call with, each under an id.",
+        json_schema_extra={"propertyNames": fields.ID_SCHEMA | {"not": {"const": "none"}}, "default": {}},
+    )
+    routes: tuple[RouteConfig, ...] = Field(description="Calls that no route matches are refused.")
+    limits: LimitsConfig = Field(default=LimitsConfig(), json_schema_extra={"default": {}})
+    drain: fields.Drain = _default("30s", values.drain, "How long calls may take to end when sidecert stops.")

@@ -1,0 +1,57 @@
+"""The tree that a config file is read into: plain dicts and lists that know their lines."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sidecert.mistake import shown
+
+KeyPath = tuple[str | int, ...]
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_SECRET = {"passphrase": ("env", "file")}  # below such a key only these may be named in a message
+
+
+class MappingNode(dict[str, Any]):
+    """A YAML mapping; `line` is where it begins, `lines` where each of its keys stands."""
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[str, int] = {}
+
+    def has(self, part: str | int) -> bool:
+        return part in self
+
+
+class ListNode(list[Any]):
+    """A YAML list; `line` is where it begins, `lines` where each of its entries does."""
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: list[int] = []
+
+    def has(self, part: str | int) -> bool:
+        return isinstance(part, int) and 0 <= part < len(self)
+
+
+def render(path: KeyPath) -> str:
+    """A key path in words: `routes[2].match.host`. What stands under a secret is never named."""
+    text = ""
+    allowed: tuple[str, ...] | None = None
+    for part in path:
+        if allowed is not None and part not in allowed:
+            break
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif _PLAIN_KEY.match(part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{shown(part)}]"
+        allowed = _SECRET.get(part) if isinstance(part, str) else None
+    return text
