@@ -9,6 +9,7 @@ On Tornado's HTTP server without its web framework, which has nothing that these
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import logging
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
-from tornado.netutil import bind_sockets, bind_unix_socket
+from tornado.netutil import bind_unix_socket
 
 from sidecert import status_page
 from sidecert.errors import Problem
@@ -41,6 +42,7 @@ _MAX_HEADER = 16 * 1024
 _MAX_BODY = 4 * 1024
 _IDLE_TIMEOUT = 60.0  # longer than the usual scrape intervals, so that a scraper keeps its connection
 _BODY_TIMEOUT = 5.0
+_BACKLOG = 128
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -120,7 +122,7 @@ class Admin:
             self._socket_file, self._inode = bind.path, _inode(bind.path)
             address = f"unix:{bind.path}"
         else:
-            sockets = bind_sockets(bind.port, bind.host)
+            sockets = _open_tcp(bind.host, bind.port)
             host = f"[{bind.host}]" if ":" in bind.host else bind.host
             address = f"{host}:{sockets[0].getsockname()[1]}"
         self._server.add_sockets(sockets)
@@ -217,6 +219,28 @@ def _is_loopback(address: str) -> bool:
         return False
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
+
+
+def _open_tcp(host: str, port: int) -> list[socket.socket]:
+    """A listening socket per address of the host, all on one port: `localhost` may have two."""
+    sockets: list[socket.socket] = []
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        for family, address in dict.fromkeys((family, str(where[0])) for family, _, _, _, where in found):
+            try:
+                sock = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+            except OSError as exc:
+                if exc.errno == errno.EADDRNOTAVAIL and host == "localhost" and family == socket.AF_INET6:
+                    continue  # named in /etc/hosts, yet IPv6 is off, as in many containers
+                raise
+            sock.setblocking(False)
+            sockets.append(sock)
+            port = sock.getsockname()[1]
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
 
 
 def _remove_stale(path: Path) -> None:

@@ -1,0 +1,159 @@
+"""The status page tells at a glance how the sidecar is, and shows whatever it holds as text."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sidecert.metrics import Metrics
+from sidecert.outcome import Outcome
+from sidecert.status_page import MAX_ROWS, RouteRow, Snapshot, render
+
+DAY = 86400.0
+NOW = 1_800_000_000.0
+
+
+class _Reader(HTMLParser):
+    """Collects the tags, attributes and visible text; fails on a page whose tags do not match up."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page.decode())
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "style", "onclick")]
+        if tag not in ("meta",):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data + " "
+
+
+def page(
+    metrics: Metrics | None = None,
+    routes: tuple[RouteRow, ...] = (),
+    expiry: dict[str, float] | None = None,
+    ready: bool = True,
+    config_file: str = "/etc/sidecert/sidecert.yaml",
+    label: str = "127.0.0.1:8080",
+    started: float = NOW - 2 * DAY - 3 * 3600,
+) -> _Reader:
+    metrics = metrics or Metrics(CollectorRegistry())
+    metrics.set_generation(
+        7,
+        routes=[(route.id, route.credential, route.insecure) for route in routes],
+        credentials=[(id_, NOW - DAY, at, "ab" * 32, "1f") for id_, at in (expiry or {}).items()],
+        listeners=[label],
+        now=NOW,
+    )
+    snapshot = Snapshot(config_file, started, ready, {label: ["127.0.0.1:41234"]}, routes)
+    return _Reader(render(snapshot, metrics, NOW))
+
+
+ORDERS = RouteRow("orders", "shop.example /orders/**", "shop.example:8443", "alice")
+
+
+def test_page_tells_version_generation_config_uptime_listeners_and_state() -> None:
+    """What one asks first when something is wrong."""
+    text = page().text
+    for words in (
+        "7",
+        "/etc/sidecert/sidecert.yaml",
+        "2 d 3 h",
+        "127.0.0.1:8080",
+        "127.0.0.1:41234",
+        " ready ",
+    ):
+        assert words in text
+    assert "not ready" in page(ready=False).text
+
+
+def test_page_shows_routes_with_their_numbers_and_last_verdict() -> None:
+    """Match, upstream, credential, what came of the handshakes, and why the last one failed."""
+    metrics = Metrics(CollectorRegistry())
+    stats = metrics.route("orders")
+    stats.handshake("alice", Outcome.OK, 0.1)
+    stats.handshake("alice", Outcome.CLIENT_CERT_EXPIRED, 0.1)
+    stats.request(200, True, 0.1)
+    stats.active = 5
+    row = RouteRow("orders", ORDERS.match, ORDERS.upstream, "alice", True, "The certificate has expired.")
+    text = page(metrics, (row,), {"alice": NOW + DAY}).text
+    for words in (
+        *("orders", "shop.example /orders/**", "shop.example:8443", "alice", "not verified"),
+        *("ok  1", "client_cert_expired  1", "5  active", "The certificate has expired."),
+    ):
+        assert words in text
+
+
+def test_route_that_was_never_called_says_so() -> None:
+    """An empty cell would look like a fault."""
+    assert "none yet" in page(routes=(ORDERS,)).text
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (100 * DAY, "100 days"),
+        (29.5 * DAY, "29 days"),
+        (1.5 * DAY, "1 day "),
+        (0.5 * DAY, "0 days"),
+        (0.0, "expired"),
+        (-DAY, "expired"),
+    ],
+)
+def test_page_shows_the_days_that_a_credential_has_left(left: float, words: str) -> None:
+    """Whole days, rounded down: better early than late."""
+    assert words in page(expiry={"alice": NOW + left}).text
+
+
+def test_credential_that_expires_first_comes_first() -> None:
+    """The one to look at is on top."""
+    text = page(expiry={"later": NOW + 90 * DAY, "sooner": NOW + DAY}).text
+    assert text.index("sooner") < text.index("later")
+
+
+def test_page_fetches_and_runs_nothing() -> None:
+    """No script, no image, no attribute that loads; the one link leads to the metrics."""
+    found = page(routes=(ORDERS,), expiry={"alice": NOW})
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(found.tags)
+    assert found.links == ["/metrics"]
+
+
+def test_whatever_the_values_hold_is_text() -> None:
+    """Names from files and certificates cannot become markup."""
+    evil = "<script>alert(1)</script>\"'&<b>"
+    row = RouteRow(evil, evil, evil, evil, True, evil)
+    found = page(routes=(row,), expiry={evil: NOW}, config_file=evil, label=evil)
+    plain = page(routes=(RouteRow("r", "m", "u", "c", True, "v"),), expiry={"c": NOW})
+    assert found.tags == plain.tags
+    assert found.text.count(evil) == 8
+
+
+def test_thousands_of_routes_make_no_endless_page() -> None:
+    """The rest is counted, and in the metrics."""
+    rows = tuple(RouteRow(f"r{n}", "m", "u", "none") for n in range(MAX_ROWS + 50))
+    found = page(routes=rows)
+    assert "and 50 more" in found.text
+    assert found.text.count(" none yet") == MAX_ROWS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-5, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h")],
+)
+def test_uptime_is_told_in_two_units(seconds: float, words: str) -> None:
+    """A clock that was set back does not make it negative."""
+    assert words in page(started=NOW - seconds).text
