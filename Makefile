@@ -9,7 +9,7 @@ LINTED := addon tests
 # Names of this or that machine and of package indexes have no place in the project's files.
 ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
 
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test check lint types layers addresses format lock clean
 
 help:
 	@echo 'make setup    .venv from the hashed lock files'
@@ -32,12 +32,23 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
+# All of them run, so that one finding does not hide another's.
 check: $(STAMP)
+	@$(MAKE) --no-print-directory -k lint types layers addresses
+
+lint: $(STAMP)
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+layers: $(STAMP)
 	$(BIN)/lint-imports
-	@if git grep -nIE '$(ADDRESSES)' -- . ':!Makefile'; then echo 'check: the lines above name a machine or a package index' >&2; exit 1; fi
+
+addresses:
+	@if git grep -nIE '$(ADDRESSES)' -- . ':!Makefile'; then \
+		echo 'check: the lines above name a machine or a package index' >&2; exit 1; fi
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(LINTED)
