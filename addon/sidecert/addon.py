@@ -30,7 +30,7 @@ from sidecert.listeners import Listeners
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
 from sidecert.reload import Reload, Reloader, log_problems
-from sidecert.sockets import unusable
+from sidecert.sockets import Unusable
 from sidecert.status import snapshot
 from sidecert.status_page import Snapshot
 
@@ -140,8 +140,7 @@ class Sidecert:
             address = await self._admin.start(bind)
             fields = {"event": "listening", "listener": "admin", "address": address}
             _LOG.info("admin endpoint on %s", address, extra=fields)
-        except OSError as exc:
-            reason = unusable(bind, exc)
+        except Unusable as reason:
             problems.append(Problem(str(first.path), None, "admin.bind", reason.wrong, reason.right))
         try:
             await reloader.start(first)

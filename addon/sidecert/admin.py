@@ -9,31 +9,26 @@ On Tornado's HTTP server without its web framework, which has nothing that these
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import json
 import logging
 import os
-import socket
-import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
-from tornado.netutil import bind_unix_socket
 
 from sidecert import status_page
+from sidecert.binds import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
+from sidecert.sockets import listen, spell
 from sidecert.status_page import Snapshot
-
-if TYPE_CHECKING:
-    from sidecert.config import Bind
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +37,6 @@ _MAX_HEADER = 16 * 1024
 _MAX_BODY = 4 * 1024
 _IDLE_TIMEOUT = 60.0  # longer than the usual scrape intervals, so that a scraper keeps its connection
 _BODY_TIMEOUT = 5.0
-_BACKLOG = 128
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -112,21 +106,15 @@ class Admin:
         }
 
     async def start(self, bind: Bind) -> str:
-        """Serve on `bind`; return the address in the same form, with the port that was taken.
+        """Serve on `bind`; return its address, with the port that was taken.
 
-        Raises OSError when the address cannot be had.
+        Raises Unusable when the address cannot be had.
         """
+        sockets = listen(bind)
         if bind.path is not None:
-            _remove_stale(bind.path)
-            sockets = [bind_unix_socket(str(bind.path), mode=0o600)]
             self._socket_file, self._inode = bind.path, _inode(bind.path)
-            address = f"unix:{bind.path}"
-        else:
-            sockets = _open_tcp(bind.host, bind.port)
-            host = f"[{bind.host}]" if ":" in bind.host else bind.host
-            address = f"{host}:{sockets[0].getsockname()[1]}"
         self._server.add_sockets(sockets)
-        return address
+        return spell(sockets[0])
 
     async def stop(self) -> None:
         """Close the address and all connections. A reload that is under way goes on unheard."""
@@ -219,44 +207,6 @@ def _is_loopback(address: str) -> bool:
         return False
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
-
-
-def _open_tcp(host: str, port: int) -> list[socket.socket]:
-    """A listening socket per address of the host, all on one port: `localhost` may have two."""
-    sockets: list[socket.socket] = []
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    try:
-        for family, address in dict.fromkeys((family, str(where[0])) for family, _, _, _, where in found):
-            try:
-                sock = socket.create_server((address, port), family=family, backlog=_BACKLOG)
-            except OSError as exc:
-                if exc.errno == errno.EADDRNOTAVAIL and host == "localhost" and family == socket.AF_INET6:
-                    continue  # named in /etc/hosts, yet IPv6 is off, as in many containers
-                raise
-            sock.setblocking(False)
-            sockets.append(sock)
-            port = sock.getsockname()[1]
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a process that has ended. One that is listened on is left alone."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(f"{path} is there already and is not a socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            probe.connect(str(path))
-    except ConnectionRefusedError:
-        path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass
-    else:
-        raise FileExistsError(f"another process listens on {path}")
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

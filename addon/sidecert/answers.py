@@ -33,7 +33,8 @@ def render(
     """The whole HTTP/1.1 answer, head and body.
 
     `accept` is the caller's Accept header (empty when there is none), `caller_minor` the minor version of
-    its HTTP/1.x; `head_only` leaves the body out, as the answer to HEAD must be.
+    its HTTP/1.x; `head_only` leaves the body out, as the answer to HEAD must be. What is None or empty is
+    left out.
     """
     fields = _fields(refusal, route, upstream, credential, request_id)
     if _prefers_text(accept.decode("latin-1")):
@@ -75,7 +76,7 @@ def _fields(
         "detail": _cut(refusal.detail),
         "evidence": evidence,
         "remedy": _cut(refusal.remedy) or None,
-        "request_id": request_id,
+        "request_id": request_id or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

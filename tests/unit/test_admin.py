@@ -18,9 +18,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sidecert.admin import Admin, refusal
-from sidecert.config import Bind
+from sidecert.binds import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
+from sidecert.sockets import Unusable
 from sidecert.status_page import Snapshot
 
 LOOPBACK = Bind("127.0.0.1:0", "tcp", "127.0.0.1", 0, None)
@@ -378,12 +379,12 @@ def unix(path: Path) -> Bind:
     return Bind(f"unix:{path}", "unix", "", 0, path)
 
 
-def test_unix_socket_counts_as_loopback_and_is_for_its_owner(sidecar: Sidecar, tmp_path: Path) -> None:
+def test_unix_socket_counts_as_loopback_and_is_not_for_everybody(sidecar: Sidecar, tmp_path: Path) -> None:
     """Who may open the file may reload; the file goes away at the end."""
     path = tmp_path / "admin.sock"
     with running(sidecar, unix(path)) as address:
         assert address == f"unix:{path}"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
         request = b"POST /-/reload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         assert b" 200 OK\r\n" in talk(socket.AF_UNIX, str(path), request)
     assert sidecar.reloads == 1
@@ -407,20 +408,20 @@ def test_unix_socket_of_a_living_process_and_other_files_are_left_alone(
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
-        with pytest.raises(OSError, match="listens"), running(sidecar, unix(path)):
+        with pytest.raises(Unusable, match="listens"), running(sidecar, unix(path)):
             pass
     precious = tmp_path / "precious"
     precious.write_text("data")
-    with pytest.raises(OSError, match="not a socket"), running(sidecar, unix(precious)):
+    with pytest.raises(Unusable, match="no socket"), running(sidecar, unix(precious)):
         pass
     assert precious.read_text() == "data"
 
 
-def test_address_that_is_taken_is_an_os_error(sidecar: Sidecar, address: str) -> None:
+def test_address_that_is_taken_is_told(sidecar: Sidecar, address: str) -> None:
     """For the caller of `start` to tell."""
     port = int(address.split(":")[1])
     with (
-        pytest.raises(OSError, match="in use"),
+        pytest.raises(Unusable, match="in use"),
         running(sidecar, Bind(address, "tcp", "127.0.0.1", port, None)),
     ):
         pass
