@@ -47,8 +47,8 @@ class BodyError(ValueError):
         self.right = right
 
 
-def framing(lengths: list[bytes], codings: list[bytes], minor: int) -> int | None:
-    """The framing that all Content-Length and all Transfer-Encoding values call for; None without any.
+def framing(lengths: list[bytes], codings: list[bytes], minor: int, without: int) -> int:
+    """The framing that all Content-Length and all Transfer-Encoding values call for; `without` any, that.
 
     Raises BodyError for everything that two readers could understand differently (RFC 9112 6.1, 6.3).
     """
@@ -66,7 +66,7 @@ def framing(lengths: list[bytes], codings: list[bytes], minor: int) -> int | Non
             )
         return CHUNKED
     if not lengths:
-        return None
+        return without
     length = lengths[0]
     if len(lengths) > 1:
         raise BodyError("There is more than one Content-Length.", "Send exactly one.")

@@ -18,6 +18,7 @@ _TLS: Final = (
     "Call this listener with http://; sidecert itself makes the TLS connection.",
 )
 NOT_AN_ANSWER: Final = "The answer does not begin with an HTTP/1 status line; is this an HTTP/1.1 service?"
+_MINOR: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 _METHOD_HINT: Final = "Methods are upper-case words such as GET, POST, PUT, PATCH, DELETE, HEAD or OPTIONS."
 _REQUEST_LINE_HINT: Final = "Send `METHOD target HTTP/1.1` with single spaces, as in `GET /path HTTP/1.1`."
 
@@ -44,15 +45,20 @@ def request_line(line: bytes) -> tuple[bytes, bytes, int]:
     if len(parts) != 3 or not parts[0] or not parts[1]:
         raise bad_request("The request line is malformed.", _REQUEST_LINE_HINT)
     method, target, version = parts
-    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+    minor = _MINOR.get(version)
+    if minor is None:
         if version == b"HTTP/2.0":
             raise bad_request("HTTP/2 is not spoken here.", "Let the caller use HTTP/1.1.")
-        raise bad_request(
-            f"The protocol version {shown(version)} is not served.", "Use HTTP/1.1 or HTTP/1.0."
-        )
-    if not is_token(method):
-        raise bad_request("The request method is malformed.", _METHOD_HINT)
-    return method, target, version[7] - 48
+        raise bad_request(f"The version {shown(version)} is not served.", "Use HTTP/1.1 or HTTP/1.0.")
+    return method, target, minor
+
+
+def _request_line_problem(line: bytes) -> Refusal | None:
+    try:
+        method, _, _ = request_line(line)
+    except Refusal as refusal:
+        return refusal
+    return None if is_token(method) else bad_request("The request method is malformed.", _METHOD_HINT)
 
 
 def unknown_method(method: bytes) -> Refusal:
@@ -69,12 +75,7 @@ def early_problem(start: bytes) -> Refusal | None:
     if problem is not None:
         return bad_request(*problem)
     line, line_end, _ = start.partition(b"\r\n")
-    if line_end:
-        try:
-            request_line(line)
-        except Refusal as refusal:
-            return refusal
-    return None
+    return _request_line_problem(line) if line_end else None
 
 
 def request_problem(raw: bytes) -> Refusal | None:
@@ -84,9 +85,8 @@ def request_problem(raw: bytes) -> Refusal | None:
     lines = raw[:-4].split(b"\r\n")
     problem = _line_end_problem(raw)
     if problem is None:
-        try:
-            request_line(lines[0])
-        except Refusal as refusal:
+        refusal = _request_line_problem(lines[0])
+        if refusal is not None:
             return refusal
         problem = _header_lines_problem(lines)
     return None if problem is None else bad_request(*problem)

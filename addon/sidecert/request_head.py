@@ -197,11 +197,16 @@ def _read_request(raw: bytes) -> RequestHead:
         elif kind == EXPECT and minor:  # RFC 9110 10.1.1: HTTP/1.0 has none, and what goes upstream is 1.1
             expect = value.strip(OWS).lower() == b"100-continue"
             keep(line)
-    try:
-        head.body = framing(lengths, codings, minor) or 0
-    except BodyError as error:
-        raise bad_request(error.wrong, error.right) from None
-    _set_host(head, authority, host)
+    head.body = 0
+    if lengths or codings:
+        try:
+            head.body = framing(lengths, codings, minor, 0)
+        except BodyError as error:
+            raise bad_request(error.wrong, error.right) from None
+    if host is not None and authority is None:
+        head.host, head.port = read_authority(host)
+    else:
+        _set_host(head, authority, host)
     head.expect_continue = expect and head.body != 0
     head.keep_alive = minor == 1
     head.upgrade = None

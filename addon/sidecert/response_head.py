@@ -7,6 +7,7 @@ without doubt is a `BadAnswer`.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -40,6 +41,8 @@ HEAD_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})\b", re.IGNORECASE)
 _PHRASES: Final = {int(status): status.phrase.encode() for status in HTTPStatus}
 _NO_CONTROLS: Final = bytes(byte if byte >= 32 and byte != 127 else 32 for byte in range(256))
+_ONLY_IN_REQUESTS: Final = (IDENTITY, HOST, EXPECT)  # mean nothing in an answer
+# Some CDNs name these in Connection. Harmless: sidecert frames what it sends itself.
 _NAMED_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -126,8 +129,8 @@ def _why_bad(raw: bytes, method: bytes, error: HttpParserError) -> BadAnswer:
     return BadAnswer(f"The answer's head is malformed: {error}.")
 
 
-def _status_line(line: bytes) -> tuple[int, bytes, int]:
-    """(status, cleaned reason, minor version); raises BadAnswer."""
+def _status_line(line: bytes) -> tuple[int, bytes, int, bytes]:
+    """(status, cleaned reason, minor version, the line to pass on); raises BadAnswer."""
     version, digits, reason = line[:9], line[9:12], line[13:]
     if version not in (b"HTTP/1.1 ", b"HTTP/1.0 "):
         raise BadAnswer(NOT_AN_ANSWER)
@@ -139,7 +142,11 @@ def _status_line(line: bytes) -> tuple[int, bytes, int]:
     minor = version[7] - 48
     if status < 200 and minor == 0:
         raise BadAnswer(f"The answer is an interim one ({status}) in HTTP/1.0, which has none.")
-    return status, reason.translate(_NO_CONTROLS).strip() or _PHRASES.get(status, b"Unknown"), minor
+    reason = reason.translate(_NO_CONTROLS).strip() or _PHRASES.get(status, b"Unknown")
+    return status, reason, minor, b"HTTP/1.1 %d %b" % (status, reason)
+
+
+_status_line_memo = lru_cache(maxsize=256)(_status_line)  # nearly all answers share a few status lines
 
 
 def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead:
@@ -148,10 +155,13 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
     if len(lines) > HEADER_LINES + 3:
         raise BadAnswer(f"The answer has more than {HEADER_LINES} headers.")
     head = ResponseHead()
-    head.status, head.reason, head.minor = status, reason, minor = _status_line(lines[0])
+    first = lines[0]
+    status, head.reason, minor, first = (_status_line_memo if len(first) <= 64 else _status_line)(first)
+    head.status = status
+    head.minor = minor
     del lines[0], lines[-2:]
     head._received = lines
-    head.lines = kept = [b"HTTP/1.1 %d %b" % (status, reason)]
+    head.lines = kept = [first]
     keep = kept.append
     head.framing_at = 0
     head.idle_timeout = None
@@ -164,7 +174,7 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
     for line in lines:
         name, _, value = line.partition(b":")
         kind = KINDS[name]
-        if not kind or kind in (IDENTITY, HOST, EXPECT):
+        if not kind:
             keep(line)
         elif kind == CONTENT_LENGTH:
             length = value.strip(OWS)
@@ -184,34 +194,34 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
             head.idle_timeout = int(timeout[1]) if timeout is not None else None
         elif kind == UPGRADE:
             upgrade.append(value.strip(OWS))
+        elif kind in _ONLY_IN_REQUESTS:
+            keep(line)
     try:
-        body = framing(lengths, codings, minor)
+        head.body = framing(lengths, codings, minor, 0 if bodyless else UNTIL_CLOSE)
     except BodyError as error:
         raise BadAnswer(str(error)) from None
-    head.keep_alive = minor == 1
-    tokens: frozenset[bytes] = frozenset()
-    if options:
-        tokens = connection_options(options)
-        head.keep_alive = b"close" not in tokens and (minor == 1 or b"keep-alive" in tokens)
-        names = named_headers(tokens) - _NAMED_FRAMING
-        if names:
-            head.framing_at = drop_named(kept, names, head.framing_at)
-    if not bodyless:
-        head.body = UNTIL_CLOSE if body is None else body
-        head.keep_alive = head.keep_alive and body is not None
-    else:
-        head.body = 0
-        if body and (status < 200 or (method != b"HEAD" and (status == 204 or body == CHUNKED))):
-            _announced_body(head)
+    tokens = connection_options(options) if options else frozenset()
+    head.keep_alive = (minor == 1 or b"keep-alive" in tokens) and b"close" not in tokens
+    if head.body == UNTIL_CLOSE:
+        head.keep_alive = False
+    if tokens and (names := named_headers(tokens) - _NAMED_FRAMING):
+        head.framing_at = drop_named(kept, names, head.framing_at)
+    if bodyless and head.body:
+        _ignore_announced_body(head, method)
     head.upgrade = _granted(upgrade, tokens, asked) if status == 101 else None
     return head
 
 
-def _announced_body(head: ResponseHead) -> None:
-    """An answer that can have no body announces one, so bytes may follow that look like the next answer."""
+def _ignore_announced_body(head: ResponseHead, method: bytes) -> None:
+    """The answer can have no body but frames one: right for HEAD and in part for 304 (RFC 9110 8.6, 9.3.2).
+
+    Elsewhere bytes may follow that would be taken for the next answer, so the connection is not used again.
+    """
     if head.status < 200:
         raise BadAnswer(f"The interim answer ({head.status}) announces a body, which it cannot have.")
-    head.keep_alive = False
+    if method != b"HEAD" and (head.status == 204 or head.body == CHUNKED):
+        head.keep_alive = False
+    head.body = 0
 
 
 def _granted(upgrade: list[bytes], tokens: frozenset[bytes], asked: bytes | None) -> bytes:
