@@ -7,6 +7,7 @@ program printed is printed again at its end, so pytest shows it beside a failure
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import shutil
 import socket
@@ -456,8 +457,13 @@ def _wheel_program(package: str, name: str) -> str | None:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         return None
-    path = Path(found.origin).parent / "bin" / name
-    return str(path) if path.exists() else None
+    # nginx's wheel has one folder for each kind of machine, and may arrive without its execute bit.
+    for path in sorted((Path(found.origin).parent / "bin").rglob(name)):
+        if path.is_file():
+            if not os.access(path, os.X_OK):
+                path.chmod(0o755)
+            return str(path)
+    return None
 
 
 def _drain(sock: socket.socket) -> None:
