@@ -5,6 +5,7 @@ textfile -> source (YAML) -> checker (one part) -> reader (all parts, and what t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class Draft:
     problems: list[Problem]
     config: Config
     known_credentials: frozenset[str]
-    known_routes: frozenset[str]
+    known_routes: Mapping[str, int]
+    """Where in the list each id stands."""
     source: Source
 
     def line(self, *path: str | int) -> int | None:
@@ -77,9 +79,9 @@ def read(path: Path) -> Draft:
     """The config in a file. Nothing is raised for what a user can get wrong: see `Draft.problems`."""
     source = load(path)
     if not source.usable:
-        return Draft(path, source.problems, Config(version=1, routes=()), frozenset(), frozenset(), source)
+        return Draft(path, source.problems, Config(version=1, routes=()), frozenset(), {}, source)
     # not resolved: a mounted secret is rotated by swapping a symlink above the file
     reader = Reader(source, path.absolute().parent)
     config = reader.read()
-    credentials, routes = frozenset(reader.known("credentials")), frozenset(reader.known("routes"))
-    return Draft(path, reader.problems(), config, credentials, routes, source)
+    credentials = frozenset(reader.known("credentials"))
+    return Draft(path, reader.problems(), config, credentials, reader.known("routes"), source)

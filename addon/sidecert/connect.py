@@ -10,9 +10,9 @@ import asyncio
 import ipaddress
 import socket
 
-from .errors import Reason, Refusal, SidecertError
-from .generation import Upstream
-from .outcome import Ending, Observation, Stage
+from sidecert.errors import Reason, Refusal, SidecertError
+from sidecert.generation import Upstream
+from sidecert.outcome import Ending, Observation, Stage
 
 _STAGGER = 0.25
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import cast
 
-from . import answers
-from .errors import Reason, Refusal
-from .exchange import Exchange
-from .framing import BodyError, BodyReader, ChunkedBody, body_reader
-from .http1 import RequestParser, find_head
-from .plane import Listener, Plane
-from .timers import Deadline
+from sidecert import answers
+from sidecert.errors import Reason, Refusal
+from sidecert.exchange import Exchange
+from sidecert.http1 import BodyError, BodyReader, ChunkedBody, RequestParser, body_reader, find_head
+from sidecert.plane import Listener, Plane
+from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class Downstream(asyncio.Protocol):
     # -- what the transport tells ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's
+        self._transport = cast(asyncio.Transport, transport)
         self._stats.connections += 1
         self._plane.connections.add(self)
         try:

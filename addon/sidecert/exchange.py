@@ -12,16 +12,25 @@ import logging
 import os
 from typing import Protocol
 
-from .config import TimeoutsConfig
-from .errors import BadAnswer, Reason, Refusal
-from .explain import explain
-from .framing import CHUNKED, UNTIL_CLOSE, BodyError, encode_chunk, last_chunk
-from .generation import Upstream
-from .http1 import RequestHead, ResponseHead, downstream_head, upstream_head
-from .outcome import Observation, Outcome
-from .plane import Listener, Plane
-from .pool import Pool
-from .upstream import SWITCHING_PROTOCOLS, NotOpened, UpstreamConnection
+from sidecert.config import TimeoutsConfig
+from sidecert.errors import BadAnswer, Reason, Refusal
+from sidecert.explain import explain
+from sidecert.generation import Upstream
+from sidecert.http1 import (
+    CHUNKED,
+    UNTIL_CLOSE,
+    BodyError,
+    RequestHead,
+    ResponseHead,
+    downstream_head,
+    encode_chunk,
+    last_chunk,
+    upstream_head,
+)
+from sidecert.outcome import Observation, Outcome
+from sidecert.plane import Listener, Plane
+from sidecert.pool import Pool
+from sidecert.upstream import SWITCHING_PROTOCOLS, NotOpened, UpstreamConnection
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("sidecert.access")
@@ -209,8 +218,7 @@ class Exchange:
         assert self.upstream is not None
         self._connection = connection
         head = upstream_head(self.head, self.upstream.host_header)
-        upgrade = self.head.upgrade is not None
-        connection.begin(self, self.head.method, head + body if body else head, upgrade=upgrade)
+        connection.begin(self, self.head.method, head + body if body else head, self.head.upgrade)
         self._wait_for_answer()
 
     def _wait_for_answer(self) -> None:
@@ -242,7 +250,7 @@ class Exchange:
     def _begin_answer(self, head: ResponseHead, piece: bytes, done: bool) -> None:
         self._status = head.status
         framing = head.body
-        if framing < 0:
+        if framing < 0 and head.status != SWITCHING_PROTOCOLS:
             framing = CHUNKED if self.head.minor >= 1 else UNTIL_CLOSE
         self._answer_framing = framing
         self._keep_alive = (

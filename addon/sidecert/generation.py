@@ -12,13 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
-from . import config as configs
-from . import credentials as loading
-from . import routing
-from .config import Config, Draft, RouteConfig
-from .credentials import Credential
-from .errors import ConfigError, Problem
-from .tls import TlsFailure, Trust, make_context
+from sidecert import config as configs
+from sidecert import credentials as loading
+from sidecert import routing
+from sidecert.config import Config, Draft, RouteConfig
+from sidecert.credentials import Credential
+from sidecert.errors import ConfigError, Problem
+from sidecert.tls import TlsFailure, Trust, make_context
 
 _MOST_CHOSEN_HOSTS = 1024
 
@@ -157,7 +157,7 @@ class _Builder:
     def check_conflicts(self) -> None:
         for first, second in routing.conflicts(self.draft.config.routes):
             self._add(
-                (*self.draft.route_path(second.id), "match"),
+                (*self._route_path(second), "match"),
                 f"matches the same requests as route {first.id!r}, and neither is more specific",
                 "make one of them more specific: by host, port, path or methods",
             )
@@ -168,7 +168,7 @@ class _Builder:
             return trust
         if trust not in self._trusts:
             certificates, findings = loading.load_trust(trust, self._now)
-            path = (*self.draft.route_path(settings.id), "upstream", "trust")
+            path = (*self._route_path(settings), "upstream", "trust")
             for finding in findings:
                 self._add(path, finding.wrong, finding.right, finding.warning)
             self._trusts[trust] = certificates or None
@@ -183,12 +183,15 @@ class _Builder:
                 self._contexts[key] = make_context(credential, trust, settings.upstream.tls)
             except TlsFailure as exc:
                 self._add(
-                    (*self.draft.route_path(settings.id), "credential"),
+                    (*self._route_path(settings), "credential"),
                     f"OpenSSL does not take credential {settings.credential!r} ({exc})",
                     "use a certificate and key that a TLS library of today accepts",
                 )
                 return None
         return self._contexts[key]
+
+    def _route_path(self, settings: RouteConfig) -> tuple[str | int, ...]:
+        return ("routes", self.draft.known_routes[settings.id])
 
     def _add(self, path: tuple[str | int, ...], wrong: str, right: str, warning: bool = False) -> None:
         self.problems.append(self.draft.problem(path, wrong, right, warning))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .errors import Reason, Refusal
-from .generation import Generation, Upstream
-from .http1 import RequestHead
-from .metrics import Metrics
-from .pool import Pool
+from sidecert.errors import Reason, Refusal
+from sidecert.generation import Generation, Upstream
+from sidecert.http1 import RequestHead
+from sidecert.metrics import Metrics
+from sidecert.pool import Pool
 
 _FIRST_REQUEST_GRACE = 1.0
 """Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
@@ -19,7 +20,7 @@ _FIRST_REQUEST_GRACE = 1.0
 
 @dataclass(slots=True, eq=False)
 class Listener:
-    """An address that callers connect to. `route` is set where it is pinned, and changes with a reload;
+    """An address that callers connect to. `route` is set where it is pinned, and a reload may change it;
     `hosts` are its own names (normalised, no port), which a caller of a pinned listener may send as Host."""
 
     label: str
@@ -50,6 +51,7 @@ class Plane:
 
     def adopt(self, generation: Generation) -> None:
         """Let new calls go by `generation`. Pools of what it did not change stay as they are."""
+        self._tell_metrics(generation)
         pools = {}
         for route in generation.routes.values():
             old = self.pools.get(route.id)
@@ -62,6 +64,21 @@ class Plane:
         self.generation = generation
         for pool in retired.values():
             pool.retire()
+
+    def _tell_metrics(self, generation: Generation) -> None:
+        self.metrics.set_generation(
+            generation.number,
+            routes=[
+                (route.id, route.credential_id, route.config.upstream.trust == "insecure")
+                for route in generation.routes.values()
+            ],
+            credentials=[
+                (each.id, each.not_before, each.not_after, each.fingerprint, each.serial)
+                for each in generation.credentials.values()
+            ],
+            listeners=[listener.bind.label for listener in generation.config.listeners],
+            now=time.time(),
+        )
 
     def find(self, head: RequestHead, listener: Listener) -> tuple[Pool, Upstream]:
         """The pool and the upstream that a request belongs to. Raises Refusal."""

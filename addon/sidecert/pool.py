@@ -10,15 +10,18 @@ import asyncio
 import time
 from collections import deque
 
-from .errors import Reason, Refusal
-from .generation import Route, Upstream
-from .stats import RouteStats
-from .timers import Deadline
-from .upstream import UpstreamConnection
+from sidecert.errors import Reason, Refusal
+from sidecert.generation import Route, Upstream
+from sidecert.stats import RouteStats
+from sidecert.timers import Deadline
+from sidecert.upstream import UpstreamConnection
 
 MAX_AGE = 3600.0
 """Seconds after which a connection is not used again, so that changes of DNS and of the upstream's mind
 about a certificate are noticed."""
+
+
+_IDLE_MARGIN = 1.0
 
 
 class Pool:
@@ -42,9 +45,10 @@ class Pool:
         idle = self._idle.get(upstream.host)
         while idle:
             connection = idle.pop()
+            fresh = self._loop.time() < min(connection.usable_until, connection.idle_until)
             self._count_no_longer_idle(connection)
             self.stats.active += 1
-            if self._loop.time() < connection.usable_until and connection.is_alive():
+            if fresh and connection.is_alive():
                 self.stats.reuses += 1
                 return connection
             connection.close()
@@ -74,10 +78,10 @@ class Pool:
             connection.close()
         elif self._waiters:
             self._hand_over(connection)
-        elif self._idle_count >= self.route.config.upstream.pool.max_idle:
-            connection.close()
-        else:
+        elif self._idle_count < self.route.config.upstream.pool.max_idle:
             self._keep_idle(connection)
+        else:
+            connection.close()
 
     def retire(self) -> None:
         """Close what is idle, and keep nothing any more: the config has changed what this pool is for."""
@@ -96,13 +100,15 @@ class Pool:
 
     def _keep_idle(self, connection: UpstreamConnection) -> None:
         limit = self.route.config.upstream.timeouts.idle
+        if connection.idle_timeout is not None:
+            # Its own limit runs from when it sent the answer: leave before it does.
+            limit = min(limit, connection.idle_timeout - _IDLE_MARGIN)
         connection.idle_until = self._loop.time() + limit
         self._idle.setdefault(connection.upstream.host, []).append(connection)
         self._idle_count += 1
         self.stats.idle += 1
         self.stats.active -= 1
-        if self._idle_count == 1:
-            self._sweeper.set(limit)
+        self._sweeper.set_no_later(limit)
 
     def _count_no_longer_idle(self, connection: UpstreamConnection) -> None:
         connection.idle_until = 0.0

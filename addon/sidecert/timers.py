@@ -32,6 +32,11 @@ class Deadline:
             handle.cancel()
         self._handle = self._loop.call_at(when, self._fire)
 
+    def set_no_later(self, seconds: float) -> None:
+        """Let it pass in `seconds` from now, unless it passes before that anyway."""
+        if self._loop.time() + seconds < self._when:
+            self.set(seconds)
+
     def clear(self) -> None:
         """Let it never pass."""
         self._when = _NEVER

@@ -17,10 +17,10 @@ from OpenSSL import SSL, crypto
 from OpenSSL._util import ffi as _ffi
 from OpenSSL._util import lib as _lib
 
-from .config import TlsConfig
-from .credentials import Credential
-from .errors import SidecertError
-from .outcome import Observation, Stage
+from sidecert.config import TlsConfig
+from sidecert.credentials import Credential
+from sidecert.errors import SidecertError
+from sidecert.outcome import Observation, Stage
 
 Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
 

@@ -7,12 +7,12 @@ import logging
 import socket
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, cast
 
-from .connect import NotConnected, connect
-from .errors import BadAnswer, Refusal, SidecertError
-from .generation import Upstream
-from .http1 import (
+from sidecert.connect import NotConnected, connect
+from sidecert.errors import BadAnswer, Refusal, SidecertError
+from sidecert.generation import Upstream
+from sidecert.http1 import (
     BodyError,
     BodyReader,
     ChunkedBody,
@@ -22,13 +22,12 @@ from .http1 import (
     body_reader,
     find_head,
 )
-from .stats import RouteStats
-from .outcome import Ending, Observation, Outcome, Stage, decide
-from .tls import TlsFailure, TlsStream
+from sidecert.stats import RouteStats
+from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.tls import TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)
 
-_MAX_ANSWER_HEAD = 256 * 1024
 _MAX_INTERIM = 32
 _HOLD_LEAST = 0.15
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate where it sends no ticket."""
@@ -77,6 +76,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Loop time until which the pool keeps it; 0 while it is in use."""
         self.usable_until = 0.0
         """Loop time after which the pool gives it to nobody any more."""
+        self.idle_timeout: int | None = None
+        """Seconds for which the upstream says that it keeps an idle connection, if it says so."""
         self.reusable = False
         """After an answer: whether another exchange may use the connection."""
         self._stats = stats
@@ -99,7 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.trailers: list[tuple[bytes, bytes]] = []
         self._keep_alive = False
         self._interims = 0
-        self._upgrade = False
+        self._upgrade: bytes | None = None
         self._tunnel = False
 
     # -- opening ---------------------------------------------------------------------------------------
@@ -130,13 +131,13 @@ class UpstreamConnection(asyncio.Protocol):
             raise
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's
+        self._transport = cast(asyncio.Transport, transport)
         try:
             route = self.upstream.route
             self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
             self._hello_sent = self._loop.time()
-            transport.write(self._tls.start())
+            self._write(self._tls.start())
         except Exception as exc:
             self._fault(exc)
 
@@ -178,7 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- one exchange ----------------------------------------------------------------------------------
 
-    def begin(self, exchange: AnswerTaker, method: bytes, data: bytes, *, upgrade: bool) -> None:
+    def begin(self, exchange: AnswerTaker, method: bytes, data: bytes, upgrade: bytes | None) -> None:
         """Send the first bytes of a request; the answer goes to `exchange`."""
         self._exchange = exchange
         self._method = method
@@ -300,23 +301,21 @@ class UpstreamConnection(asyncio.Protocol):
         while True:
             end = find_head(buffer)
             if end < 0:
-                if len(buffer) > _MAX_ANSWER_HEAD:
-                    raise BadAnswer(f"its header is larger than {_MAX_ANSWER_HEAD // 1024} KiB")
+                self._parser.check_partial(buffer)
                 self._buffer = buffer
                 return
-            head = self._parser.parse(buffer[:end], self._method)
+            head = self._parser.parse(buffer[:end], self._method, self._upgrade)
             buffer = buffer[end:]
             if head.status >= 200 or head.status == SWITCHING_PROTOCOLS:
                 break
             self._interims += 1
             if self._interims > _MAX_INTERIM:
-                raise BadAnswer(f"it sent more than {_MAX_INTERIM} interim (1xx) answers")
+                raise BadAnswer(f"It sent more than {_MAX_INTERIM} interim (1xx) answers")
             exchange.take_interim(head)
         self._buffer = b""
         self._keep_alive = head.keep_alive
+        self.idle_timeout = head.idle_timeout
         if head.status == SWITCHING_PROTOCOLS:
-            if not self._upgrade:
-                raise BadAnswer("it switched protocols (101), which the request did not ask for")
             self._tunnel = True
             exchange.take_answer(head, buffer, False)
             return
