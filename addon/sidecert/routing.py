@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from sidecert import paths
 from sidecert.config import normalise_host
-from sidecert.errors import Reason, Refusal
+from sidecert.errors import Problem, Reason, Refusal
 from sidecert.rules import HostRules, Rule, shown
 
 if TYPE_CHECKING:
-    from sidecert.config import RouteConfig
+    from sidecert.config import Draft, RouteConfig
 
-__all__ = ["Candidate", "Router", "conflicts", "normalise_host"]
+__all__ = ["Candidate", "Router", "conflicts", "normalise_host", "ties"]
 
 _NAMED = 5  # hosts or routes that an answer names: a refusal stays short, and cheap to make
 _SEARCHED = 50  # hosts that are searched for the one the caller may have meant
@@ -151,6 +151,18 @@ def conflicts(routes: Sequence[RouteConfig]) -> list[tuple[RouteConfig, RouteCon
     for rule in map(Rule, routes):
         groups.setdefault((rule.host, rule.port, rule.rank), []).append(rule)
     return list(islice((pair for group in groups.values() for pair in _overlapping(group)), _CONFLICTS))
+
+
+def ties(draft: Draft) -> list[Problem]:
+    """The conflicts among the routes of a config, each as a problem of the later route's `match`."""
+    return [
+        draft.problem(
+            ("routes", draft.known_routes[second.id], "match"),
+            f"matches the same requests as route {first.id!r}, and neither is more specific",
+            "make one of them more specific: by host, port, path or methods",
+        )
+        for first, second in conflicts(draft.config.routes)
+    ]
 
 
 def _overlapping(rules: list[Rule]) -> Iterator[tuple[RouteConfig, RouteConfig]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -12,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecert.config import RouteConfig
+from sidecert.config import RouteConfig, read
 from sidecert.errors import Refusal
-from sidecert.routing import Router, conflicts
+from sidecert.routing import Router, conflicts, ties
 
 HOST = "orders.example.com"
 
@@ -604,13 +606,25 @@ def test_conflicts_are_the_pairs_that_tie_and_overlap(routes: list[RouteConfig])
     assert len(told) == len(expected)
 
 
+def test_a_tie_is_a_problem_of_the_later_route(tmp_path: Path) -> None:
+    """Located at its `match`, naming the other one, though a broken route stands before both."""
+    path = tmp_path / "sidecert.yaml"
+    path.write_text(
+        "version: 1\nroutes:\n"
+        "- {id: broken, match: {host: 7:7}, credential: none}\n"
+        "- {id: first, match: {host: a.test, path: /x/*}, credential: none}\n"
+        "- {id: second, match: {host: A.test, path: /x/**}, credential: none}\n"
+    )
+    (problem,) = ties(read(path))
+    assert str(problem).startswith(f"{path}:5: routes[2].match: matches the same requests as route 'first'")
+    assert not problem.warning
+
+
 # Many routes
 
 
 def _steps(router: Router, *request: Any) -> int:
     """How many lines of Python a lookup runs: a cost that no busy machine changes."""
-    import sys
-
     count = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
