@@ -26,6 +26,8 @@ CALL_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
 DOMAIN = "integration.test"
 ORDER = '{"order": 4711}'
+WORDS = 3
+"""Fewer are no explanation."""
 
 
 class Wrong(Exception):
@@ -92,9 +94,8 @@ class Show:
 
     def _start_twin(self) -> None:
         bind = f"{LOOPBACK}:{self._ports['service']}"
-        child = self._children.start(
-            "twin", "--bind", bind, "--dir", str(self._children.folder / "twin"), "--json"
-        )
+        folder = self._children.folder / "twin"
+        child = self._children.start("twin", "--bind", bind, "--dir", str(folder), "--json")
         while not (line := child.first_line()):
             self._children.wait(child)
         self._twin = json.loads(line)
@@ -139,13 +140,15 @@ class Show:
         document = _document(body)
         outcome = headers.get("sidecert-outcome")
         if status != 502 or outcome != "client_cert_unknown_ca":
-            raise Wrong(
-                f"the call with mallory's certificate got {status}, outcome {outcome}: {body[:500]!r}"
-            )
+            raise Wrong(f"the call as mallory got {status}, outcome {outcome}: {body[:500]!r}")
+        title, detail, remedy = (str(document.get(key, "")) for key in ("title", "detail", "remedy"))
+        if any(len(text.split()) < WORDS for text in (title, detail, remedy)):
+            raise Wrong(f"the answer to the call as mallory explains nothing: {body[:500]!r}")
         self._say(
             "A route whose certificate the service does not know gets an explanation:",
-            f"{status} {outcome}: {document.get('title')}",
-            *(f"{key}: {document[key]}" for key in ("detail", "remedy") if document.get(key)),
+            f"{status} {outcome}: {title}",
+            f"why: {detail}",
+            f"what to do: {remedy}",
         )
 
     def _look_at_the_metrics(self) -> None:

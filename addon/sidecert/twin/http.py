@@ -116,6 +116,10 @@ class Conversation:
             return None
         self._method = head.method
         headers = tuple((name.decode(), value.decode("latin-1")) for name, value in head.headers)
+        # h11 measures only a head that is still incomplete.
+        size = len(head.target) + sum(len(name) + len(value) for name, value in headers)
+        if size > self._limits.head_bytes:
+            raise Refused(431, f"the request head may have at most {self._limits.head_bytes} bytes")
         length = next((value for name, value in headers if name == "content-length"), "0")
         if int(length) > self._limits.body_bytes:
             raise Refused(413, f"the request body may have at most {self._limits.body_bytes} bytes")
