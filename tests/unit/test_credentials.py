@@ -636,7 +636,7 @@ JKS = b"\xfe\xed\xfe\xed\0\0\0\2\0\0\0\0"
         (request, "a certificate request (CSR)", "send the request to the CA"),
         (lambda leaf: request(leaf, DER), "a certificate request (CSR)", "send the request to the CA"),
         (lambda leaf: bag(leaf, PEM), "a PKCS#7 file", "`openssl pkcs7 -in {f} -print_certs -out {o}`"),
-        (lambda leaf: bag(leaf, DER), "a PKCS#7 file", "`openssl pkcs7 -inform DER -in {f} -print_certs -out"),
+        (lambda leaf: bag(leaf, DER), "a PKCS#7 file", "`openssl pkcs7 -inform DER -in {f} -print_certs"),
         (lambda leaf: leaf.pkcs12(PASS), "a PKCS#12 store", "`pkcs12: {f}`"),
         (lambda leaf: JKS, "a Java key store", "`keytool -importkeystore -srckeystore {f}"),
         (public, "a public key", "the certificate that the CA made for this public key"),

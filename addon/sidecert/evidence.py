@@ -1,0 +1,118 @@
+"""What was seen of an attempt to open an upstream connection, in words that fit a log and a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sidecert.outcome import Ending, Observation, Stage, is_not_tls
+
+_MOST_NAMES = 5
+_LONGEST_NAME = 200  # characters
+
+# IANA's registry of TLS alerts, as far as TLS 1.2 and 1.3 use it.
+_ALERTS = {
+    0: "close_notify",
+    10: "unexpected_message",
+    20: "bad_record_mac",
+    21: "decryption_failed",
+    22: "record_overflow",
+    30: "decompression_failure",
+    40: "handshake_failure",
+    41: "no_certificate",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    44: "certificate_revoked",
+    45: "certificate_expired",
+    46: "certificate_unknown",
+    47: "illegal_parameter",
+    48: "unknown_ca",
+    49: "access_denied",
+    50: "decode_error",
+    51: "decrypt_error",
+    70: "protocol_version",
+    71: "insufficient_security",
+    80: "internal_error",
+    86: "inappropriate_fallback",
+    90: "user_canceled",
+    100: "no_renegotiation",
+    109: "missing_extension",
+    110: "unsupported_extension",
+    112: "unrecognized_name",
+    113: "bad_certificate_status_response",
+    115: "unknown_psk_identity",
+    116: "certificate_required",
+    120: "no_application_protocol",
+}
+_CLOSES = {
+    Ending.EOF: "closed the connection",
+    Ending.CLOSE_NOTIFY: "closed the connection",
+    Ending.RESET: "reset the connection",
+}
+
+
+def alert_name(number: int) -> str:
+    """The registered name and the number of a TLS alert: "unknown_ca (48)"."""
+    return f"{_ALERTS.get(number, 'unknown')} ({number})"
+
+
+def evidence(seen: Observation, certificate: str | None) -> tuple[str, ...]:
+    """What was seen, in the order of the wire; `certificate` is the subject of the one that we have."""
+    return tuple((*_of_the_handshake(seen, certificate), *_of_the_end(seen)))
+
+
+def _of_the_handshake(seen: Observation, certificate: str | None) -> Iterator[str]:
+    if seen.addresses and seen.stage is Stage.CONNECTING:
+        yield f"addresses tried: {_list(seen.addresses)}"
+    if seen.tls_version:
+        yield f"{seen.tls_version} was agreed on"
+    if seen.certificate_requested:
+        answer = f"we have {certificate or 'one'} for it" if seen.certificate_sent else "we sent none"
+        yield f"the upstream asked for a client certificate, {answer}"
+    elif seen.tls_version:
+        yield "the upstream did not ask for a client certificate"
+    if seen.acceptable_cas:
+        yield f"the CAs that the upstream accepts: {_list(seen.acceptable_cas)}"
+    if seen.alert_received is not None:
+        yield f"alert {alert_name(seen.alert_received)} {_when(seen)}"
+    if seen.verify_code:
+        yield f"check of the upstream's certificate: {clean(seen.verify_text)} (code {seen.verify_code})"
+    if seen.alert_sent is not None:
+        yield f"we sent the alert {alert_name(seen.alert_sent)}"
+    if is_not_tls(seen.first_bytes):
+        yield f"the upstream's first bytes: {ascii(seen.first_bytes)[1:]}"
+
+
+def _of_the_end(seen: Observation) -> Iterator[str]:
+    if seen.ending in _CLOSES:
+        told = "" if seen.alert_received is not None else ", without an alert"
+        yield f"the upstream {_CLOSES[seen.ending]} {_when(seen)}{told}"
+    elif seen.ending is Ending.TIMEOUT:
+        yield f"nothing for {seen.timeout:g} s {_when(seen)}"
+    elif seen.ending is Ending.ABANDONED:
+        yield f"we left {_when(seen)}"
+    if seen.error and not seen.verify_code:
+        yield f"{'OpenSSL says' if seen.ending is Ending.TLS else 'error'}: {clean(seen.error)}"
+    if seen.request_sent and seen.stage is not Stage.PROVEN:
+        yield "bytes of the request had been sent by then"
+
+
+def _when(seen: Observation) -> str:
+    if seen.stage is Stage.FINISHED_SENT and not seen.tls_version:
+        return "in the handshake, after our part of it"  # TLS 1.2: the upstream's part comes last
+    return {
+        Stage.RESOLVING: "while its name was looked up",
+        Stage.CONNECTING: "while connecting",
+        Stage.HELLO_SENT: "in answer to our first message",
+        Stage.HELLO_RECEIVED: "in the handshake",
+    }.get(seen.stage, "after the handshake")
+
+
+def _list(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return "; ".join(map(clean, names[:_MOST_NAMES])) + more
+
+
+def clean(text: str) -> str:
+    """Names and words of the other side, fit for a log and a terminal."""
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    return printable if len(printable) <= _LONGEST_NAME else printable[:_LONGEST_NAME] + "..."

@@ -1,0 +1,363 @@
+"""An outcome in words: its cause, what was seen on the wire, and the one next thing to do about it.
+
+Pure. A new `Outcome` needs an entry in `_WORDS`; a test notices when it is missing. What peers really
+mean by their alerts is measured, see DESIGN.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecert.evidence import clean, evidence
+from sidecert.outcome import Ending, Observation, Outcome, Stage, is_certain
+
+_HANDSHAKE_FAILURE, _BAD_CERTIFICATE, _CERTIFICATE_UNKNOWN = 40, 42, 46
+_ACCESS_DENIED, _DECRYPT_ERROR, _UNRECOGNIZED_NAME = 49, 51, 112
+# X509_V_ERR_* of OpenSSL, which never change their numbers.
+_NOT_YET_VALID, _SELF_SIGNED_LEAF, _REVOKED, _WRONG_PURPOSE = 9, 18, 23, 26
+_TOO_WEAK = (66, 67, 68)
+
+_REFUSED = "The upstream refused the client certificate"
+_MAPPING = "in webMethods Integration Cloud: Settings > Client Certificate, where it is mapped to a user"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An outcome with its cause, evidence and remedy. None of them holds a secret or a byte of a request."""
+
+    outcome: Outcome
+    title: str
+    cause: str
+    evidence: tuple[str, ...]
+    remedy: str
+    certain: bool
+    """False where the outcome is inferred, such as from a close that gave no reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    seen: Observation
+    upstream: str
+    server_name: str
+    credential: str
+    certificate: str | None
+
+    @property
+    def sent(self) -> str:
+        return f"the certificate of the credential {self.credential} ({self.certificate})"
+
+    @property
+    def host(self) -> str:
+        return self.upstream.rpartition(":")[0].strip("[]")
+
+    @property
+    def look(self) -> str:
+        """A command that shows what the upstream presents."""
+        where = shlex.join(("-connect", self.upstream, "-servername", self.server_name))
+        return f"openssl s_client {where} -showcerts </dev/null"
+
+
+_Words = tuple[str, str, str]  # title, cause, remedy
+
+
+def explain(
+    outcome: Outcome,
+    seen: Observation,
+    *,
+    upstream: str,
+    server_name: str,
+    credential: str,
+    certificate: str | None,
+) -> Verdict:
+    """The verdict on one attempt.
+
+    `upstream` is `host:port`; `credential` an id or `none`; `certificate` the subject of its certificate.
+    """
+    case = _Case(seen, upstream, server_name, credential, certificate)
+    # Without a certificate nothing of it can be wrong, whatever the alert says.
+    misses = certificate is None and outcome.startswith("client_cert_")
+    title, cause, remedy = (_required if misses else _WORDS[outcome])(case)
+    return Verdict(outcome, title, cause, evidence(seen, certificate), remedy, is_certain(seen))
+
+
+def _ok(case: _Case) -> _Words:
+    given = "a call without a client certificate" if case.certificate is None else case.sent
+    asked = f"accepted {given}" if case.seen.certificate_requested else "asked for no client certificate"
+    return "The handshake succeeded", f"{case.upstream} {asked}.", ""
+
+
+def _required(case: _Case) -> _Words:
+    title = "The upstream requires a client certificate"
+    if not case.seen.certificate_sent:
+        return (
+            title,
+            f"{case.upstream} asked for a client certificate and went no further without one. "
+            "The route sends none: its credential is `none`.",
+            f"Set `credential` of the route to one that {case.upstream} accepts.",
+        )
+    return (
+        title,
+        f"{case.upstream} says that no certificate came, although credential {case.credential} holds one. "
+        "OpenSSL sends none where the upstream names no signature scheme that the key can serve.",
+        f"Use a certificate with an RSA (2048 bits) or EC (secp256r1) key for credential {case.credential}.",
+    )
+
+
+def _unknown_ca(case: _Case) -> _Words:
+    remedy = (
+        f"Have the CA of that certificate added to those that {case.upstream} trusts ({_MAPPING}), and put "
+        f"all its intermediates behind it in the file of `credentials.{case.credential}`."
+    )
+    if case.seen.acceptable_cas:
+        remedy = (
+            f"Use a certificate from one of the CAs that {case.upstream} lists, or have its own CA "
+            f"added there ({_MAPPING})."
+        )
+    cause = f"{case.upstream} does not know the CA that issued {case.sent}, or an intermediate is missing."
+    return _REFUSED, cause, remedy
+
+
+def _expired(case: _Case) -> _Words:
+    return (
+        _REFUSED,
+        f"{case.upstream} finds {case.sent} expired, or one of its chain, or its clock is wrong.",
+        f"Put the renewed certificate into the files of `credentials.{case.credential}` and reload.",
+    )
+
+
+def _revoked(case: _Case) -> _Words:
+    return (
+        _REFUSED,
+        f"{case.upstream} says that {case.sent} is revoked.",
+        f"Get a new certificate from the CA and put it into the files of `credentials.{case.credential}`.",
+    )
+
+
+def _unsupported(case: _Case) -> _Words:
+    return (
+        _REFUSED,
+        f"{case.upstream} does not take a certificate of this kind from a caller: {case.sent}. Mostly its "
+        "extended key usage lacks clientAuth, or its kind of key is not known there.",
+        f"Have the certificate of `credentials.{case.credential}` issued again with extendedKeyUsage = "
+        "clientAuth by name (anyExtendedKeyUsage is not enough for upstreams built on OpenSSL).",
+    )
+
+
+_REASONS = {
+    None: "It closed the connection without a reason, just when it had seen the certificate.",
+    _HANDSHAKE_FAILURE: "It gives no reason; this is what TLS 1.2 upstreams say of any such certificate.",
+    _BAD_CERTIFICATE: "It gives no reason; Go, Caddy and some Java upstreams say this whatever is wrong.",
+    _CERTIFICATE_UNKNOWN: "It gives no reason; Java upstreams say this whatever is wrong.",
+    _ACCESS_DENIED: "The certificate is valid there, but has no access.",
+    _DECRYPT_ERROR: "It could not check our signature with the certificate's key.",
+}
+
+
+def _rejected(case: _Case) -> _Words:
+    seen = case.seen
+    reason = _REASONS.get(seen.alert_received, "It gives no reason.")
+    title = _REFUSED if is_certain(seen) else "The upstream probably refused the client certificate"
+    listed = (
+        " Check first that its issuer is among the CAs that the upstream lists."
+        if seen.acceptable_cas
+        else ""
+    )
+    return (
+        title,
+        f"{case.upstream} {'refused' if is_certain(seen) else 'most likely refused'} {case.sent}. {reason}",
+        f"Ask those who run {case.upstream} what its log says at this time, and whether this certificate is "
+        f"known there ({_MAPPING}).{listed}",
+    )
+
+
+def _untrusted(case: _Case) -> _Words:
+    title = "The upstream's certificate is not trusted"
+    name_file = "Name a PEM file in `upstream.trust` of the route that holds"
+    match case.seen.verify_code:
+        case code if code == _SELF_SIGNED_LEAF:
+            cause = f"The certificate of {case.upstream} is self-signed."
+            remedy = f"{name_file} this very certificate, once you have checked it: `{case.look}`."
+        case code if code == _REVOKED:
+            cause = f"The certificate of {case.upstream} is revoked."
+            remedy = f"Those who run {case.upstream} must install a new certificate."
+        case code if code == _WRONG_PURPOSE:
+            cause = f"The certificate of {case.upstream} is not meant for a TLS server."
+            remedy = f"Those who run {case.upstream} must install one with extendedKeyUsage = serverAuth."
+        case code if code in _TOO_WEAK:
+            cause = f"A key or signature in the certificate chain of {case.upstream} is too weak for OpenSSL."
+            remedy = f"Those who run {case.upstream} must install one of RSA 2048 bits or more, with SHA-256."
+        case _:
+            cause = (
+                f"No CA of the route's trust issued the certificate of {case.upstream}, or the upstream does "
+                "not send its intermediates."
+            )
+            remedy = f"{name_file} the CA of the upstream's certificate; see its chain: `{case.look}`."
+    return title, cause, remedy
+
+
+def _server_expired(case: _Case) -> _Words:
+    if case.seen.verify_code == _NOT_YET_VALID:
+        return (
+            "The upstream's certificate is not valid yet",
+            f"By this machine's clock the certificate of {case.upstream}, or one of its chain, is too new.",
+            "Check the clock of this machine.",
+        )
+    return (
+        "The upstream's certificate is expired",
+        f"The certificate of {case.upstream}, or one of its chain, is past its end.",
+        f"Those who run {case.upstream} must renew it; check the clock of this machine as well.",
+    )
+
+
+def _name_mismatch(case: _Case) -> _Words:
+    return (
+        "The upstream's certificate is for another name",
+        f"The certificate of {case.upstream} does not name {case.server_name} in its subjectAltName.",
+        "Set `upstream.server_name` of the route to a name in the certificate, if it is the right upstream: "
+        f"`{case.look} | openssl x509 -noout -ext subjectAltName`.",
+    )
+
+
+def _protocol_mismatch(case: _Case) -> _Words:
+    return (
+        "The upstream speaks no TLS version that the route allows",
+        f"{case.upstream} and the route have no TLS version in common.",
+        "Allow both in `upstream.tls` of the route ({min: 1.2, max: 1.3}); if it does already, the upstream "
+        "must learn TLS 1.2.",
+    )
+
+
+def _no_shared_parameters(case: _Case) -> _Words:
+    return (
+        "The upstream and sidecert share no TLS parameters",
+        f"{case.upstream} and OpenSSL's default security level have no cipher suite, group or signature "
+        "scheme in common. Some upstreams say this too of a server name they do not know.",
+        f"Those who run {case.upstream} must allow an ECDHE suite with AES-GCM; check `upstream.server_name` "
+        f"({case.server_name}) as well.",
+    )
+
+
+def _not_tls(case: _Case) -> _Words:
+    spoken = "something that is not TLS"
+    for start, name in (
+        (b"HTTP/", "plain HTTP"),
+        (b"<", "plain HTTP"),
+        (b"SSH-", "SSH"),
+        (b"220", "SMTP or FTP"),
+    ):
+        if case.seen.first_bytes.startswith(start):
+            spoken = name
+            break
+    return (
+        "The upstream does not speak TLS",
+        f"{case.upstream} answered with {spoken}.",
+        "Set `upstream.port` of the route to the port where the upstream takes TLS with client certificates "
+        "(mostly 8443).",
+    )
+
+
+def _closed(case: _Case) -> _Words:
+    first = case.seen.stage <= Stage.HELLO_SENT
+    return (
+        "The upstream closed the connection in the handshake",
+        f"{case.upstream} closed the connection {'at once' if first else 'in mid-handshake'} and gave no "
+        "reason. It may be a proxy or firewall in between, a load balancer with nothing behind it, or a "
+        "server name that it does not know.",
+        f"Check `upstream.host`, `upstream.port` and `upstream.server_name` ({case.server_name}) of the "
+        f"route; then ask those who run {case.upstream}.",
+    )
+
+
+def _handshake_timeout(case: _Case) -> _Words:
+    return (
+        "The upstream did not finish the handshake in time",
+        f"{case.upstream} took the connection, but the handshake was not over after {case.seen.timeout:g} s: "
+        "it is overloaded, or waits for something other than TLS.",
+        "Check that `upstream.port` of the route is a TLS port; if it is just slow, raise "
+        "`upstream.timeouts.handshake`.",
+    )
+
+
+def _connect_refused(case: _Case) -> _Words:
+    return (
+        "The upstream refused the connection",
+        f"Nothing listens at {case.upstream}, or a firewall refuses the connection.",
+        "Check that the upstream runs, and `upstream.host` and `upstream.port` of the route.",
+    )
+
+
+def _connect_timeout(case: _Case) -> _Words:
+    return (
+        "The upstream could not be reached in time",
+        f"No connection to {case.upstream} within {case.seen.timeout:g} s: mostly a firewall that drops it.",
+        f"Have the way from here to {case.upstream} opened; if it is just slow, raise "
+        "`upstream.timeouts.connect` of the route.",
+    )
+
+
+def _dns_failed(case: _Case) -> _Words:
+    late = case.seen.ending is Ending.TIMEOUT
+    cause = f"no answer came within {case.seen.timeout:g} s" if late else "there is no such name"
+    return (
+        "The upstream's name could not be looked up",
+        f"The name {case.host} gave no address here: {cause}, or name resolution does not work.",
+        f"Check `upstream.host` of the route; then `getent hosts {shlex.quote(case.host)}` on this machine.",
+    )
+
+
+def _connect_failed(case: _Case) -> _Words:
+    words = f": {clean(case.seen.error)}" if case.seen.error else ""
+    return (
+        "The upstream could not be reached",
+        f"The connection to {case.upstream} failed{words}.",
+        f"Check this machine's network and its route to {case.host}.",
+    )
+
+
+def _tls_error(case: _Case) -> _Words:
+    if case.seen.alert_received == _UNRECOGNIZED_NAME:
+        return (
+            "The upstream does not know the server name",
+            f"{case.upstream} has nothing for the name {case.server_name}.",
+            "Set `upstream.server_name` of the route to a name that the upstream serves.",
+        )
+    return (
+        "The TLS handshake failed",
+        f"{case.upstream} and OpenSSL did not come to terms; the evidence has their words.",
+        f"See whether it fails without sidecert too: `{case.look}`; then ask those who run {case.upstream}.",
+    )
+
+
+def _undecided(case: _Case) -> _Words:
+    return (
+        "The call ended before the upstream's verdict",
+        f"The caller or sidecert left before {case.upstream} had accepted or refused.",
+        "Call again and wait for the answer.",
+    )
+
+
+_WORDS: dict[Outcome, Callable[[_Case], _Words]] = {
+    Outcome.OK: _ok,
+    Outcome.CLIENT_CERT_REQUIRED: _required,
+    Outcome.CLIENT_CERT_UNKNOWN_CA: _unknown_ca,
+    Outcome.CLIENT_CERT_EXPIRED: _expired,
+    Outcome.CLIENT_CERT_REVOKED: _revoked,
+    Outcome.CLIENT_CERT_UNSUPPORTED: _unsupported,
+    Outcome.CLIENT_CERT_REJECTED: _rejected,
+    Outcome.SERVER_UNTRUSTED: _untrusted,
+    Outcome.SERVER_EXPIRED: _server_expired,
+    Outcome.SERVER_NAME_MISMATCH: _name_mismatch,
+    Outcome.PROTOCOL_MISMATCH: _protocol_mismatch,
+    Outcome.NO_SHARED_PARAMETERS: _no_shared_parameters,
+    Outcome.NOT_TLS: _not_tls,
+    Outcome.CLOSED_IN_HANDSHAKE: _closed,
+    Outcome.HANDSHAKE_TIMEOUT: _handshake_timeout,
+    Outcome.CONNECT_REFUSED: _connect_refused,
+    Outcome.CONNECT_TIMEOUT: _connect_timeout,
+    Outcome.DNS_FAILED: _dns_failed,
+    Outcome.CONNECT_FAILED: _connect_failed,
+    Outcome.TLS_ERROR: _tls_error,
+    Outcome.UNDECIDED: _undecided,
+}
