@@ -195,8 +195,8 @@ class ChunkedBody:
             return
         if _SIZE_START.fullmatch(start) is None:
             raise BodyError(*_BAD_SIZE)
-        digits, semicolon, extension = start.partition(b";")
-        self._check_size(digits.rstrip(b"\r"), len(semicolon) + len(extension))
+        digits, semicolon, extension = start.removesuffix(b"\r").partition(b";")
+        self._check_size(digits, len(semicolon) + len(extension))
         self._tail = start
 
     def _check_size(self, digits: bytes, extension: int) -> None:
@@ -205,10 +205,7 @@ class ChunkedBody:
                 "A chunk size has too many digits.", f"Send {SIZE_DIGITS} hexadecimal digits at most."
             )
         if self._extensions + extension > EXTENSION_BYTES:
-            raise BodyError(
-                "The chunk extensions are too large.",
-                f"Send {EXTENSION_BYTES} bytes of them at most, or none.",
-            )
+            raise BodyError("The chunk extensions are too large.", f"Send {EXTENSION_BYTES} bytes at most.")
 
     def _read_trailers(self, data: bytes, at: int) -> bytes:
         """Reads trailer lines from `data[at:]`; what follows the empty line is returned."""

@@ -178,11 +178,12 @@ def drop_named(lines: list[bytes], names: frozenset[bytes], at: int) -> int:
 
 
 def may_upgrade(protocols: bytes) -> bool:
-    """Whether an Upgrade to these protocols may be passed on; h2c and TLS may not.
+    """Whether an Upgrade to these protocols, at least one, may be passed on; h2c and TLS may not.
 
     Both would carry requests past the routes, inside a tunnel that was opened with a route's certificate.
     """
-    return not any(name.startswith(_NEVER_UPGRADE) for name in split_list(protocols))
+    names = split_list(protocols)
+    return bool(names) and not any(name.startswith(_NEVER_UPGRADE) for name in names)
 
 
 def upgrade_lines(protocol: bytes) -> bytes:
