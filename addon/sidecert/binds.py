@@ -43,20 +43,20 @@ class Bind:
             return self.path == other.path
         if self.port != other.port or not self.port:
             return False
-        return bool(_addresses(self.host) & _addresses(other.host)) or any(
-            wild in (self.host, other.host) and _family(self.host) == _family(other.host)
-            for wild in ("0.0.0.0", "::")
-        )
+        return any(_same_socket(mine, theirs) for mine in _hosts(self.host) for theirs in _hosts(other.host))
 
 
-def _addresses(host: str) -> set[str]:
-    return {"127.0.0.1", "::1"} if host == "localhost" else {host}
+def _hosts(host: str) -> tuple[str, ...]:
+    return ("127.0.0.1", "::1") if host == "localhost" else (host,)
 
 
-def _family(host: str) -> str:
-    if ":" in host:
-        return "v6"
-    return "v4" if is_address(host) or host == "localhost" else "name"
+def _same_socket(one: str, two: str) -> bool:
+    """Whether two hosts need the same socket on one port; `0.0.0.0` and `::` take all of their family."""
+    if one == two:
+        return True
+    wild = {one, two} & {"0.0.0.0", "::"}
+    same_family = is_address(one) and is_address(two) and (":" in one) == (":" in two)
+    return bool(wild) and same_family
 
 
 def bind(value: object, folder: Path | None) -> Bind:
@@ -71,7 +71,7 @@ def bind(value: object, folder: Path | None) -> Bind:
     if "://" in written:
         raise Mistake(f"{shown(written)} is a URL", "write HOST:PORT, such as 127.0.0.1:8080")
     host, colon, number = written.rpartition(":")
-    if not colon:
+    if not colon or written.endswith("]"):
         raise Mistake(f"{shown(written)} has no port", _bind_right(written))
     if not re.fullmatch(r"[0-9]{1,5}", number) or int(number) > MAX_PORT:
         raise Mistake(

@@ -16,24 +16,27 @@ from sidecert.source import Source
 
 _Part = TypeVar("_Part", bound=Model)
 
+_ROUTE = "{id: orders, match: {host: orders.example.com}, credential: alice}"
 # What to write for a key that is missing, empty or of the wrong shape.
 EXAMPLES = {
     "version": "version: 1",
-    "listeners": "a list, such as - bind: 127.0.0.1:8080",
+    "listeners": "listeners: and a list, such as - bind: 127.0.0.1:8080",
     "bind": "bind: 127.0.0.1:8080",
     "route": "route: and the id of a route",
     "admin": "admin: {bind: 127.0.0.1:9090}",
-    "credentials": "each under its id, such as alice: {certificate: alice.crt, key: alice.key}",
+    "credentials": "credentials: {alice: {certificate: alice.crt, key: alice.key}}",
     "certificate": "certificate: FILE",
     "key": "key: FILE, the same file if it holds both",
     "pkcs12": "pkcs12: FILE",
     "passphrase": "passphrase: {env: NAME} or {file: PATH}",
     "env": "env: NAME",
     "file": "file: PATH",
-    "routes": "a list, such as - {id: orders, match: {host: orders.example.com}, credential: alice}",
+    "routes": f"routes: and a list, such as - {_ROUTE}",
     "id": "id: and a name for the route, such as orders",
     "match": "match: {host: orders.example.com}",
     "host": "host: orders.example.com",
+    "port": "port: and a number",
+    "path": "path: /rest/**",
     "methods": "methods: [GET, POST]",
     "upstream": "upstream: {host: orders.example.com, port: 8443}",
     "tls": "tls: {min: 1.2, max: 1.3}",
@@ -43,6 +46,7 @@ EXAMPLES = {
     "limits": "limits: {connections: 1000}",
     "drain": "drain: 30s",
 }
+_NOTHING = (None, "")
 # What other tools call our keys.
 _SYNONYMS = {
     "address": "bind",
@@ -117,7 +121,8 @@ class Checker:
             self.add(path, "a passphrase is never written here", right)
         else:
             example = _example(path)
-            colon = ", with a space after each colon" if isinstance(raw, str) and ":" in raw else ""
+            glued = isinstance(raw, str) and raw.partition(":")[0] in EXAMPLES
+            colon = ", with a space after each colon" if glued else ""
             self.add(path, f"this is {kind(raw)}, not keys with values", f"write {example}{colon}")
         return False
 
@@ -133,11 +138,11 @@ class Checker:
         meant = {self._unknown(model, key, path) for key in raw if key not in fields}
         for key in fields:
             if key in raw:
-                if raw[key] is None:
+                if raw[key] in _NOTHING:
                     self.empty((*path, key), optional=not fields[key].is_required())
             elif fields[key].is_required() and key not in meant:
                 self.add((*path, key), "missing key", f"write {EXAMPLES[key]}")
-        return {key: raw[key] for key in fields if raw.get(key) is not None}
+        return {key: raw[key] for key in fields if raw.get(key, "") not in _NOTHING}
 
     def empty(self, path: KeyPath, optional: bool = False) -> None:
         """Note a key with nothing behind it: YAML reads that as null, which is never meant here."""
@@ -149,7 +154,9 @@ class Checker:
         known = model.model_fields
         synonym = _SYNONYMS.get(key.lower())
         meant = synonym if synonym in known else nearest(key, known)
-        if meant:
+        if path[-1:] == ("passphrase",):
+            right = f"write {_example(path)}"
+        elif meant:
             right = f"did you mean {meant}?"
         elif key in _places():
             right = f"it belongs under {' or '.join(_places()[key])}"
@@ -164,7 +171,7 @@ def _example(path: KeyPath) -> str:
         case ("credentials", _):
             return "{certificate: FILE, key: FILE} or {pkcs12: FILE}"
         case ("routes", int()):
-            return "{id: orders, match: {host: orders.example.com}, credential: alice}"
+            return _ROUTE
         case ("listeners", int()):
             return "- bind: 127.0.0.1:8080"
     key = str(path[-1]) if path else ""

@@ -73,15 +73,14 @@ def _host_mistake(host: str, name: str) -> Mistake:
             f"{shown(host)} is a URL or a path", "write only the host name, such as orders.example.com"
         )
     if re.fullmatch(r"[^:]+:[0-9]+", name):
-        wrong = f"{shown(host)} holds a port"
-        return Mistake(wrong, f"write {name.partition(':')[0]} here, the port under its own key")
-    if "*" in name:
         return Mistake(
-            f"{shown(host)} holds a * that does not stand for its first labels", "write *.example.com"
+            f"{shown(host)} holds a port", "write only the host here, the port under a key of its own"
         )
+    if "*" in name:
+        return Mistake(f"{shown(host)} is a pattern", "write one host, without *")
     if len(name) > MAX_HOST or any(len(label) > 63 for label in name.split(".")):
         return Mistake("the host name is too long", f"at most {MAX_HOST} characters, and 63 between two dots")
-    if ":" in name or "[" in name:
+    if name.count(":") > 1 or "[" in name:
         return Mistake(f"{shown(host)} is not an IPv6 address", "write one such as 2001:db8::1")
     return Mistake(f"{shown(host)} is not a host name", "letters, digits, - and _ between single dots")
 

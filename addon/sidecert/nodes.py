@@ -8,8 +8,7 @@ from typing import Any
 from sidecert.mistake import shown
 
 KeyPath = tuple[str | int, ...]
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_SECRET = {"passphrase": ("env", "file")}  # below such a key only these may be named in a message
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\Z")
 
 
 class MappingNode(dict[str, Any]):
@@ -41,11 +40,14 @@ class ListNode(list[Any]):
 
 
 def render(path: KeyPath) -> str:
-    """A key path in words: `routes[2].match.host`. What stands under a secret is never named."""
+    """A key path in words: `routes[2].match.host`.
+
+    Inside a passphrase only its known keys are named: some write the secret there, as a key by mistake.
+    """
     text = ""
-    allowed: tuple[str, ...] | None = None
-    for part in path:
-        if allowed is not None and part not in allowed:
+    for index, part in enumerate(path):
+        secret = "passphrase" in path[:index] or (path[0] == "credentials" and index > 2)
+        if secret and part not in ("env", "file"):
             break
         if isinstance(part, int):
             text += f"[{part}]"
@@ -53,5 +55,4 @@ def render(path: KeyPath) -> str:
             text += f".{part}" if text else part
         else:
             text += f"[{shown(part)}]"
-        allowed = _SECRET.get(part) if isinstance(part, str) else None
     return text

@@ -16,7 +16,7 @@ from sidecert.mistake import Mistake, nearest, shown
 from sidecert.models import AdminConfig, Config, CredentialConfig, LimitsConfig, ListenerConfig, RouteConfig
 from sidecert.nodes import KeyPath, ListNode, MappingNode, render
 from sidecert.source import Source
-from sidecert.values import drain, name
+from sidecert.values import drain, is_name, name
 
 _NAMES_SHOWN = 8  # known ids that a message lists
 _GUESSES = 50  # unknown ids for which the nearest known one is looked for: each can take milliseconds
@@ -138,9 +138,9 @@ class Reader:
             others = seen.setdefault((address.kind, address.port or address.path), [])
             clash = next(((where, other) for where, other in others if address.overlaps(other)), None)
             if clash:
-                where = f"{render(clash[0])}, {clash[1].label} on line {self._line(*clash[0])}"
                 verb = "is taken by" if address.host == clash[1].host else "overlaps with"
-                self._checker.add(path, f"{shown(address.label)} {verb} {where}", "use another port or path")
+                wrong = f"{shown(address.label)} {verb} {self._whose(*clash)}"
+                self._checker.add(path, wrong, "use another port or path")
             others.append((path, address))
             if path[0] == "listeners" and not address.loopback:
                 wrong = (
@@ -148,6 +148,11 @@ class Reader:
                 )
                 right = "bind 127.0.0.1, unless something else keeps others out"
                 self._checker.add(path, f"{wrong} certificates", right, warning=True)
+
+    def _whose(self, path: KeyPath, address: Bind) -> str:
+        if path[0] in self._source.root:
+            return f"{render(path)}, {address.label} on line {self._line(*path)}"
+        return f"{render(path)}, {address.label} by default"
 
     def _binds(self) -> Iterator[tuple[KeyPath, Bind]]:
         """The addresses that can be read, those of broken parts too."""
@@ -233,6 +238,8 @@ class Reader:
         known = self._known[section]
         if wanted in known:
             return True
+        if not is_name(wanted):
+            return False  # noted with its part
         raw = self._sections.get(section)
         if raw is not None and not isinstance(raw, MappingNode | ListNode):
             return False

@@ -57,7 +57,7 @@ class Source:
 
 def load(path: Path) -> Source:
     """The file's values; whatever is wrong with the file or its YAML is in `problems`, nothing is raised."""
-    source = Source(str(path))
+    source = Source("".join(c if c.isprintable() else "?" for c in str(path)))
     try:
         _Builder(source).build(read_text(path))
     except Unreadable as stop:
@@ -139,7 +139,7 @@ class _Builder:
         if not isinstance(event, yaml.ScalarEvent) or _tag(event) is not None:
             raise Unreadable(line, "a key here is not a plain word", 'write "key: value"')
         frame.key = event.value
-        frame.merging = event.value == "<<" and event.implicit[0]
+        frame.merging = event.value == "<<" and not event.style
         frame.key_line = line
 
     def _add(self, value: Any, line: int) -> None:
@@ -211,7 +211,8 @@ class _Builder:
             raise Unreadable(None, "the file is empty", "begin with version: 1")
         if not isinstance(value, MappingNode):
             found = "a list" if isinstance(value, ListNode) else "a single value"
-            raise Unreadable(line, f"the file holds {found}, not keys", "begin with version: 1")
+            colon = ", with a space after each colon" if isinstance(value, str) and ":" in value else ""
+            raise Unreadable(line, f"the file holds {found}, not keys", f"begin with version: 1{colon}")
         self.source.root = value
         self.source.usable = True
 
@@ -232,7 +233,7 @@ def _join(first: Any, second: Any) -> None:
 
 def _scalar(event: yaml.ScalarEvent) -> str | int | bool | None:
     text: str = event.value
-    if not event.implicit[0]:  # in quotes, or a block of text
+    if event.style:  # in quotes, or a block of text
         return text
     if text in _NULLS:
         return None

@@ -9,6 +9,8 @@ from sidecert.textfile import Unreadable
 
 _V6_BIND = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]")
 
+_MISFIT = "this line does not fit in with those above"
+_COLUMNS = "begin all keys of one mapping in one column, and each - of one list"
 # what the parser says; whether the place where it began is meant; what is wrong; what would be right
 _COMPLAINTS = (
     ("quoted scalar found unexpected", True, "a quote that opens here is not closed", "close it"),
@@ -21,18 +23,9 @@ _COMPLAINTS = (
         "there is a colon where none can be",
         'put a value that holds ": " in quotes, and begin the keys of one mapping in one column',
     ),
-    (
-        "expected key",
-        False,
-        "this line does not fit in with those above",
-        "begin the keys of one mapping in one column",
-    ),
-    (
-        "'-' indicator",
-        False,
-        "this line does not fit in with the list above",
-        "begin each entry with - in one column",
-    ),
+    ("did not find expected key", False, _MISFIT, _COLUMNS),
+    ("expected '-' indicator", False, _MISFIT, _COLUMNS),
+    ("expected <block end>", False, _MISFIT, _COLUMNS),
     (
         "expected ':'",
         True,

@@ -40,17 +40,24 @@ def text(value: object) -> str:
         raise Mistake(
             f"{kind(value)} is no text", f'put it in quotes if it is meant as a word: "{kind(value)}"'
         )
+    if value is None:
+        raise Mistake("there is no value", "write a text")
     if not isinstance(value, str | int):
         raise Mistake(f"this is {kind(value)}, not a text", "write one text")
     if value == "":
-        raise Mistake("this is empty", "write a text, or leave the key out")
+        raise Mistake("this is empty", "write a text")
     return str(value)
+
+
+def is_name(written: str) -> bool:
+    """Whether it can be the id of a route or a credential."""
+    return bool(_ID.match(written))
 
 
 def name(value: object) -> str:
     """The id of a route or a credential, which is a metric label, a key path and a word in logs."""
     written = text(value)
-    if not _ID.match(written):
+    if not is_name(written):
         raise Mistake(
             f"{shown(written)} cannot be an id", "letters, digits, . _ - only, at most 64, first no . or -"
         )
@@ -59,10 +66,8 @@ def name(value: object) -> str:
 
 def whole(value: object, least: int, most: int) -> int:
     """A whole number from `least` to `most`."""
-    if isinstance(value, str) and _DIGITS.match(value):
-        raise Mistake(
-            f"{shown(value)} is a text", f"write {int(value[:19])}, without quotes or leading zeros"
-        )
+    if isinstance(value, str) and _DIGITS.match(value) and int(value[:19]) <= most:
+        raise Mistake(f"{shown(value)} is a text", f"write {int(value)}, without quotes or leading zeros")
     if isinstance(value, bool) or not isinstance(value, int):
         found = shown(value) if isinstance(value, str) else kind(value)
         raise Mistake(f"{found} is not a whole number", f"write a number from {least} to {most}")
@@ -187,6 +192,8 @@ def method(value: object) -> str:
         return written
     if written == "CONNECT":
         raise Mistake("CONNECT is never served", "leave it out")
+    if "," in written:
+        raise Mistake(f"{shown(written)} is not one method", "write [GET, POST], without quotes around them")
     near = nearest(written.upper(), METHODS)
     right = f"did you mean {near}?" if near else "write one such as GET, POST, PUT, PATCH or DELETE"
     raise Mistake(f"{shown(written)} is not a method", right)
@@ -211,6 +218,9 @@ def host_pattern(value: object) -> str:
         raise Mistake(
             "a route for every host is not taken", "write *.example.com, or one route for each host"
         )
+    if "*" in written.removeprefix("*."):
+        wrong = f"{shown(written)} has a * that is not its whole first label"
+        raise Mistake(wrong, "write it as in *.example.com, which stands for any labels before example.com")
     if not written.startswith("*."):
         return normalise_host(written)
     parent = normalise_host(written[2:])
