@@ -66,7 +66,7 @@ class Reader:
         credentials = self._sections.get("credentials")
         if isinstance(credentials, MappingNode):
             self._known["credentials"] = {each: index for index, each in enumerate(credentials)}
-        for index, (path, raw) in enumerate(self._entries("routes")):
+        for (_, index), raw in self._entries("routes"):
             each = _word(raw, "id")
             if each is None:
                 continue
@@ -74,7 +74,7 @@ class Reader:
             if first != index:
                 line = self._line("routes", first, "id")
                 wrong = f"{shown(each)} is the id of routes[{first}] too, on line {line}"
-                self._checker.add((*path, "id"), wrong, "give each route an id of its own")
+                self._checker.add(("routes", index, "id"), wrong, "give each route an id of its own")
 
     def _line(self, *path: str | int) -> int | None:
         return self._source.line(*path)
@@ -89,7 +89,7 @@ class Reader:
             self._checker.add_mistake(("drain",), mistake)
             return None
 
-    def _entries(self, section: str) -> list[tuple[KeyPath, Any]]:
+    def _entries(self, section: str) -> list[tuple[tuple[str, int], Any]]:
         """The entries of a list that are something, each with its path."""
         raw = self._sections.get(section)
         if not isinstance(raw, ListNode):
@@ -218,9 +218,9 @@ class Reader:
         right = "add a route, or leave it so to refuse all"
         self._list("routes", "the list is empty, so every call is refused", right, warning=True)
         routes = []
-        for index, (path, raw) in enumerate(self._entries("routes")):
+        for path, raw in self._entries("routes"):
             route = self._checker.part(RouteConfig, raw, path)
-            if route and self._known["routes"][route.id] == index:
+            if route and self._known["routes"][route.id] == path[1]:
                 routes.append(route)
             wanted = _word(raw, "credential")
             if wanted is not None and wanted != "none":

@@ -222,6 +222,8 @@ class _Builder:
 
 def _join(first: Any, second: Any) -> None:
     """Let a section that is there twice be checked as a whole, so that one mistake does not hide others."""
+    if first is second:
+        return
     if isinstance(first, ListNode) and isinstance(second, ListNode):
         first.extend(second)
         first.lines.extend(second.lines)

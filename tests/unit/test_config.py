@@ -213,6 +213,7 @@ def test_a_broken_part_leaves_the_others_readable(tmp_path: Path) -> None:
         "listeners: [{bind: 127.0.0.1:1, route: bad}, {bind: 2}]\n"
         "credentials: {good: {pkcs12: a.p12}, bad: {pkcs12: 1, key: b.key}}\n"
         "routes:\n"
+        "  -\n"
         "  - {id: good, match: {host: a.example.com}, credential: bad}\n"
         "  - {id: bad, match: {host: b.example.com, port: 0}, credential: good}\n"
         "limits: {connections: 0}\n",
@@ -222,11 +223,12 @@ def test_a_broken_part_leaves_the_others_readable(tmp_path: Path) -> None:
     assert [route.id for route in draft.config.routes] == ["good"]
     assert draft.config.limits.connections == 1000
     assert draft.known_credentials == {"good", "bad"}
-    assert draft.known_routes == {"good", "bad"}
+    assert draft.known_routes == {"good": 1, "bad": 2}
     assert [problem.path for problem in draft.problems] == [
         "listeners[1].bind",
         "credentials.bad.pkcs12",
-        "routes[1].match.port",
+        "routes[0]",
+        "routes[2].match.port",
         "limits.connections",
     ]
 
