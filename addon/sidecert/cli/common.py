@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -18,12 +18,10 @@ NO = 1
 BAD_CONFIG = 2
 """Bad usage or config."""
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _SYSTEM_CONFIG = Path("/etc/sidecert/sidecert.yaml")
 
 
-def config_option(command: F) -> F:
+def config_option[F: Callable[..., Any]](command: F) -> F:
     """`-c`/`--config`, handed to the command as `config: Path | None`; give it to `find_config`."""
     return click.option(
         "-c",
@@ -34,7 +32,7 @@ def config_option(command: F) -> F:
     )(command)
 
 
-def json_option(command: F) -> F:
+def json_option[F: Callable[..., Any]](command: F) -> F:
     """`--json`, handed to the command as `as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(command)
 
