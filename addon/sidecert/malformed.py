@@ -19,6 +19,7 @@ _TLS: Final = (
 )
 NOT_AN_ANSWER: Final = "The answer does not begin with an HTTP/1 status line; is this an HTTP/1.1 service?"
 _MINOR: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
+_BAD_METHOD: Final = "The request method is malformed."
 _METHOD_HINT: Final = "Methods are upper-case words such as GET, POST, PUT, PATCH, DELETE, HEAD or OPTIONS."
 _REQUEST_LINE_HINT: Final = "Send `METHOD target HTTP/1.1` with single spaces, as in `GET /path HTTP/1.1`."
 
@@ -50,15 +51,17 @@ def request_line(line: bytes) -> tuple[bytes, bytes, int]:
         if version == b"HTTP/2.0":
             raise bad_request("HTTP/2 is not spoken here.", "Let the caller use HTTP/1.1.")
         raise bad_request(f"The version {shown(version)} is not served.", "Use HTTP/1.1 or HTTP/1.0.")
+    if not method.isalpha() and method != b"M-SEARCH":  # the parser skips a lone CR or LF before a method
+        raise unknown_method(method) if is_token(method) else bad_request(_BAD_METHOD, _METHOD_HINT)
     return method, target, minor
 
 
 def _request_line_problem(line: bytes) -> Refusal | None:
     try:
-        method, _, _ = request_line(line)
+        request_line(line)
     except Refusal as refusal:
         return refusal
-    return None if is_token(method) else bad_request("The request method is malformed.", _METHOD_HINT)
+    return None
 
 
 def unknown_method(method: bytes) -> Refusal:
