@@ -19,7 +19,6 @@ from typing import Any
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
-from prometheus_client import CollectorRegistry
 
 from sidecert import mode
 from sidecert.admin import Admin
@@ -31,8 +30,8 @@ from sidecert.metrics import Metrics
 from sidecert.plane import Plane
 from sidecert.reload import Reload, Reloader, log_problems
 from sidecert.sockets import Unusable
-from sidecert.status import snapshot
-from sidecert.status_page import Snapshot
+from sidecert.admin.status import snapshot
+from sidecert.admin.status_page import Snapshot
 
 _LOG = logging.getLogger("sidecert")
 _ENDED_BY_SIGNAL = 128
@@ -49,7 +48,7 @@ class Sidecert:
         self._started = time.time()
         self._serving = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.metrics = Metrics(CollectorRegistry())
+        self.metrics = Metrics()
         self._plane = Plane(self.metrics, access_log=access_log)
         self._listeners = Listeners(partial(Downstream, self._plane))
         self._admin = Admin(self)

@@ -111,8 +111,7 @@ def build(
     builder = _Builder(draft, environ, now)
     credentials = builder.load_credentials()
     routes = builder.make_routes(credentials)
-    builder.check_conflicts()
-    problems = sorted(builder.problems, key=lambda problem: problem.line or 0)
+    problems = sorted([*builder.problems, *routing.ties(draft)], key=lambda problem: problem.line or 0)
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
     router = routing.Router(draft.config.routes)
@@ -153,14 +152,6 @@ class _Builder:
                 identity = (upstream, presented, trusted)
                 routes[settings.id] = Route(settings, credential, context, identity)
         return routes
-
-    def check_conflicts(self) -> None:
-        for first, second in routing.conflicts(self.draft.config.routes):
-            self._add(
-                (*self._route_path(second), "match"),
-                f"matches the same requests as route {first.id!r}, and neither is more specific",
-                "make one of them more specific: by host, port, path or methods",
-            )
 
     def _load_trust(self, settings: RouteConfig) -> Trust | None:
         trust = settings.upstream.trust

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sidecert.binds import Bind
+from sidecert.config import Bind
 from sidecert.config import ListenerConfig
 from sidecert.errors import ConfigError, Problem
-from sidecert.hosts import normalise_host
+from sidecert.config import normalise_host
 from sidecert.plane import Listener
 from sidecert.sockets import BACKLOG, Unusable, accept_queued, listen, spell
 

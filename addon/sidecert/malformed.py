@@ -115,6 +115,8 @@ def skip_empty_lines(raw: bytes) -> bytes:
 
 
 def _line_end_problem(raw: bytes) -> tuple[str, str] | None:
+    if raw.count(b"\n") == raw.count(b"\r") == raw.count(b"\r\n"):  # fast, for heads that come byte by byte
+        return None
     match = _LONE_CR_OR_LF.search(raw)
     if match is None:
         return None

@@ -129,6 +129,7 @@ _NO_CONNECTION = {
     Ending.TIMEOUT: Outcome.CONNECT_TIMEOUT,
     Ending.ABANDONED: Outcome.UNDECIDED,
 }
+_CLOSES = frozenset((Ending.EOF, Ending.CLOSE_NOTIFY, Ending.RESET))
 _TLS_RECORD_TYPES = frozenset((20, 21, 22, 23))
 
 
@@ -152,7 +153,9 @@ def decide(seen: Observation) -> Outcome:
         return Outcome.HANDSHAKE_TIMEOUT
     if seen.ending is Ending.TLS:
         return _decide_by_error(seen)
-    return _decide_by_close(seen)
+    if seen.ending in _CLOSES:
+        return _decide_by_close(seen)
+    return Outcome.TLS_ERROR
 
 
 def is_not_tls(first_bytes: bytes) -> bool:
@@ -168,7 +171,7 @@ def is_certain(seen: Observation) -> bool:
         seen.stage is Stage.FINISHED_SENT
         and seen.alert_received is None
         and not seen.verify_code
-        and seen.ending in (Ending.EOF, Ending.CLOSE_NOTIFY, Ending.RESET)
+        and seen.ending in _CLOSES
     )
 
 

@@ -94,7 +94,7 @@ class Plane:
                 "send a Host header, or call a listener that is pinned to a route",
             )
         else:
-            port = head.port or (443 if head.scheme == "https" else 80)
+            port = head.port if head.port is not None else (443 if head.scheme == "https" else 80)
             route, host = router.find(head.host, port, head.path, head.method)
         pool = self.pools[route.id]
         return pool, pool.route.upstream(host)
@@ -110,15 +110,15 @@ class Plane:
     async def drain(self, limit: float) -> bool:
         """Let calls in flight end and close what is idle; True when all ended within `limit` seconds."""
         self.draining = True
-        emptied = asyncio.get_running_loop().create_future()
-        self._emptied = lambda: emptied.done() or emptied.set_result(None)
+        emptied = asyncio.Event()
+        self._emptied = emptied.set
         for connection in list(self.connections):
             connection.drain(min(_FIRST_REQUEST_GRACE, limit))
         if not self.connections:
             return True
         try:
             async with asyncio.timeout(limit):
-                await emptied
+                await emptied.wait()
         except TimeoutError:
             return False
         return True

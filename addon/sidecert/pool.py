@@ -12,7 +12,7 @@ from collections import deque
 
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Route, Upstream
-from sidecert.stats import RouteStats
+from sidecert.metrics import RouteStats
 from sidecert.timers import Deadline
 from sidecert.upstream import UpstreamConnection
 

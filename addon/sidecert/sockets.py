@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidecert.binds import Bind
+from sidecert.config import Bind
 
 BACKLOG = 4096
 """Connections that the kernel may queue, as far as net.core.somaxconn lets it."""

@@ -22,7 +22,7 @@ from sidecert.http1 import (
     body_reader,
     find_head,
 )
-from sidecert.stats import RouteStats
+from sidecert.metrics import RouteStats
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
 from sidecert.tls import TlsFailure, TlsStream
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecert.binds import Bind, bind
+from sidecert.config.binds import Bind, bind
 
 
 @pytest.mark.parametrize(

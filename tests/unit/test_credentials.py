@@ -790,7 +790,7 @@ def test_file_that_may_not_be_read_is_an_error(
         raise PermissionError(13, "Permission denied")
 
     config = CredentialConfig(pkcs12=write_private(tmp_path / "alice.p12", alice.pkcs12(PASS)))
-    monkeypatch.setattr("sidecert.keyfiles.os.open", refuse)
+    monkeypatch.setattr("sidecert.credentials.keyfiles.os.open", refuse)
     credential, findings = load("alice", config, {}, time.time())
     assert credential is None
     assert "may not be read by this user" in the_only(findings).wrong

@@ -16,7 +16,7 @@ import uvloop
 
 from sidecert.errors import ConfigError
 from sidecert.listeners import Listeners
-from sidecert.models import ListenerConfig
+from sidecert.config.models import ListenerConfig
 from sidecert.plane import Listener
 
 FILE = Path("sidecert.yaml")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecert.nodes import render
-from sidecert.source import MAX_DEPTH, Source, load
-from sidecert.textfile import MAX_BYTES
+from sidecert.config.nodes import render
+from sidecert.config.source import MAX_DEPTH, Source, load
+from sidecert.config.textfile import MAX_BYTES
 
 CASES = sorted((Path(__file__).parents[1] / "cases" / "config").glob("*/*.yaml"))
 

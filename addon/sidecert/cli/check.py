@@ -69,7 +69,7 @@ def _summary(path: Path, generation: Generation | None, problems: tuple[Problem,
     warnings = sum(problem.warning for problem in problems)
     if generation is None:
         return f"{_count(len(problems) - warnings, 'error')}, {_count(warnings, 'warning')}"
-    from sidecert.status import spell_match, spell_upstream
+    from sidecert.admin.status import spell_match, spell_upstream
 
     lines = [f"{path}: fine" + (f", with {_count(warnings, 'warning')}" if warnings else "")]
     for listener in generation.config.listeners:

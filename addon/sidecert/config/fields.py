@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema
 
-from sidecert import values
-from sidecert.binds import Bind
-from sidecert.binds import bind as parse_bind
+from sidecert.config import values
+from sidecert.config.binds import Bind
+from sidecert.config.binds import bind as parse_bind
 
 ID_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"}
 _DURATION_SCHEMA = {"type": "string", "pattern": "^[0-9]{1,9}(ms|s|m|h)$"}

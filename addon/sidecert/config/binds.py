@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sidecert.hosts import is_address, normalise_host
-from sidecert.mistake import Mistake, shown
-from sidecert.values import MAX_PORT, file_path, text
+from sidecert.config.hosts import is_address, normalise_host
+from sidecert.config.mistake import Mistake, shown
+from sidecert.config.values import MAX_PORT, file_path, text
 
 MAX_SOCKET_PATH = 107  # bytes of sun_path on Linux, without its NUL
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sidecert import fields, values
-from sidecert.binds import bind
-from sidecert.mistake import Mistake
+from sidecert.config import fields, values
+from sidecert.config.binds import bind
+from sidecert.config.mistake import Mistake
 
 MAX_SECRET = 65536  # bytes of a passphrase file; whatever is larger is no passphrase
 

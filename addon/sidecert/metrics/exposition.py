@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from sidecert.outcome import Outcome
-from sidecert.stats import BUCKETS, CODES, Histogram, RouteStats
+from sidecert.metrics.stats import BUCKETS, CODES, Histogram, RouteStats
 
 _BOUNDS = (*map(repr, BUCKETS), "+Inf")
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from sidecert import certificates, filekinds
-from sidecert.filekinds import WANTED, Block, Kind, Role, Unusable
+from sidecert.credentials import certificates, filekinds
+from sidecert.credentials.filekinds import WANTED, Block, Kind, Role, Unusable
 
 MAX_BYTES = 1 << 20
 """No certificate, key or store that is meant for this is larger; a log or a disk image is."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from sidecert.mistake import shown
-from sidecert.textfile import Unreadable
+from sidecert.config.mistake import shown
+from sidecert.config.textfile import Unreadable
 
 _V6_BIND = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]")
 

@@ -23,12 +23,12 @@ from typing import NamedTuple, Protocol
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 
-from sidecert import status_page
-from sidecert.binds import Bind
+from sidecert.admin import status_page
+from sidecert.config import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
 from sidecert.sockets import listen, spell
-from sidecert.status_page import Snapshot
+from sidecert.admin.status_page import Snapshot
 
 _log = logging.getLogger(__name__)
 

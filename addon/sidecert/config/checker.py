@@ -9,10 +9,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from sidecert.errors import Problem
-from sidecert.mistake import Mistake, kind, nearest
-from sidecert.models import Config, Model
-from sidecert.nodes import KeyPath, ListNode, MappingNode
-from sidecert.source import Source
+from sidecert.config.mistake import Mistake, kind, nearest
+from sidecert.config.models import Config, Model
+from sidecert.config.nodes import KeyPath, ListNode, MappingNode
+from sidecert.config.source import Source
 
 _Part = TypeVar("_Part", bound=Model)
 

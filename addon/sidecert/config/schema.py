@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from sidecert.models import Config
+from sidecert.config.models import Config
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

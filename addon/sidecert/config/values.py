@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sidecert.hosts import is_address, normalise_host
-from sidecert.mistake import Mistake, kind, nearest, shown
+from sidecert.config.hosts import is_address, normalise_host
+from sidecert.config.mistake import Mistake, kind, nearest, shown
 from sidecert.paths import Pattern
 
 MAX_PORT = 65535

@@ -7,7 +7,7 @@ import re
 
 import idna
 
-from sidecert.mistake import Mistake, shown
+from sidecert.config.mistake import Mistake, shown
 
 MAX_HOST = 253  # characters of a name without its trailing dot, RFC 1035 2.3.4
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # `_` is no host name by RFC 1123, yet in daily use

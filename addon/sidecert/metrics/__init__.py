@@ -17,8 +17,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from sidecert.accept import quality
 from sidecert.errors import Reason
-from sidecert.exposition import CredentialLabels, Page, RouteLabels, ShownRoute
-from sidecert.stats import ListenerStats, RouteStats
+from sidecert.metrics.exposition import CredentialLabels, Page, RouteLabels, ShownRoute
+from sidecert.metrics.stats import ListenerStats, RouteStats
 
 __all__ = ["NO_CREDENTIAL", "CredentialLabels", "ListenerStats", "Metrics", "RouteLabels", "RouteStats"]
 
@@ -38,8 +38,8 @@ _LINES_PER_PIECE = 250
 class Metrics:
     """All that is counted in this process; `registry` gets prometheus_client's own collectors."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
         self.generation = 0
         self.routes: tuple[RouteLabels, ...] = ()
         self.credentials: tuple[CredentialLabels, ...] = ()

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecert.binds import Bind
+from sidecert.config.binds import Bind
 from sidecert.errors import Problem
-from sidecert.hosts import normalise_host
-from sidecert.models import (
+from sidecert.config.hosts import normalise_host
+from sidecert.config.models import (
     AdminConfig,
     Config,
     CredentialConfig,
@@ -27,10 +27,10 @@ from sidecert.models import (
     TlsConfig,
     UpstreamConfig,
 )
-from sidecert.nodes import KeyPath
-from sidecert.reader import Reader
-from sidecert.schema import schema
-from sidecert.source import Source, load
+from sidecert.config.nodes import KeyPath
+from sidecert.config.reader import Reader
+from sidecert.config.schema import schema
+from sidecert.config.source import Source, load
 
 __all__ = [
     "AdminConfig",

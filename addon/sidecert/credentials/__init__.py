@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL
 
-from sidecert import certificates, keyfiles
-from sidecert.certificates import Chain, describe_key, listing, name_of
+from sidecert.credentials import certificates, keyfiles
+from sidecert.credentials.certificates import Chain, describe_key, listing, name_of
 from sidecert.config import CredentialConfig, SecretError, SecretSource
-from sidecert.filekinds import Role, Unusable
-from sidecert.keyfiles import Passphrase
+from sidecert.credentials.filekinds import Role, Unusable
+from sidecert.credentials.keyfiles import Passphrase
 
 _OPEN_TO_OTHERS = 0o066
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sidecert import paths
 from sidecert.config import normalise_host
 from sidecert.errors import Problem, Reason, Refusal
-from sidecert.rules import HostRules, Rule, shown
+from sidecert.routing.rules import HostRules, Rule, shown
 
 if TYPE_CHECKING:
     from sidecert.config import Draft, RouteConfig
