@@ -69,15 +69,18 @@ def unknown_method(method: bytes) -> Refusal:
     return Refusal.of(Reason.METHOD_UNKNOWN, f"The method {shown(method)} is not known.", _METHOD_HINT)
 
 
-def early_problem(start: bytes) -> Refusal | None:
-    """What is wrong with the start of a request head already; None when it may still become good."""
+def early_problem(start: bytes, fresh: bytes) -> Refusal | None:
+    """What is wrong with the start of a request head already; None when it may still become good.
+
+    `fresh` is the part of it that was not looked at before, and the byte before that.
+    """
     if start.startswith(b"\x16"):  # a TLS handshake record
         return bad_request(*_TLS)
-    start = skip_empty_lines(start)
-    problem = _line_end_problem(start.removesuffix(b"\r"))
-    if problem is not None:
+    if _has_lone_line_end(fresh) and (problem := _line_end_problem(start.removesuffix(b"\r"))) is not None:
         return bad_request(*problem)
-    line, line_end, _ = start.partition(b"\r\n")
+    if b"\r\n" not in fresh:
+        return None
+    line, line_end, _ = skip_empty_lines(start).partition(b"\r\n")
     return _request_line_problem(line) if line_end else None
 
 
@@ -101,12 +104,13 @@ def answer_problem(raw: bytes) -> BadAnswer | None:
     return None if problem is None else BadAnswer(" ".join(problem))
 
 
-def early_answer_problem(start: bytes) -> BadAnswer | None:
-    """What is wrong with the start of an answer's head already; None when it may still become good."""
+def early_answer_problem(start: bytes, fresh: bytes) -> BadAnswer | None:
+    """What is wrong with the start of an answer's head already; `fresh` as in `early_problem`."""
     if start[:9] not in (b"HTTP/1.1 "[: len(start)], b"HTTP/1.0 "[: len(start)]):
         return BadAnswer(NOT_AN_ANSWER)
-    problem = _line_end_problem(start.removesuffix(b"\r"))
-    return None if problem is None else BadAnswer(" ".join(problem))
+    if _has_lone_line_end(fresh) and (problem := _line_end_problem(start.removesuffix(b"\r"))) is not None:
+        return BadAnswer(" ".join(problem))
+    return None
 
 
 def skip_empty_lines(raw: bytes) -> bytes:
@@ -114,9 +118,13 @@ def skip_empty_lines(raw: bytes) -> bytes:
     return raw.removeprefix(b"\r\n").removeprefix(b"\r\n")
 
 
+def _has_lone_line_end(fresh: bytes) -> bool:
+    """Whether a CR or LF may stand alone in there; the first byte was seen before, as the last one then."""
+    fresh = fresh.removeprefix(b"\n")
+    return not fresh.count(b"\n") == fresh.count(b"\r") == fresh.count(b"\r\n")
+
+
 def _line_end_problem(raw: bytes) -> tuple[str, str] | None:
-    if raw.count(b"\n") == raw.count(b"\r") == raw.count(b"\r\n"):  # fast, for heads that come byte by byte
-        return None
     match = _LONE_CR_OR_LF.search(raw)
     if match is None:
         return None

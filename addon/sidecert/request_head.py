@@ -103,11 +103,14 @@ class RequestParser:
     def __init__(self, header_bytes: int) -> None:
         self._header_bytes = header_bytes
 
-    def check_partial(self, buffer: bytes | bytearray) -> None:
-        """Raises Refusal when `buffer`, which holds no head's end yet, can never become a good head."""
+    def check_partial(self, buffer: bytes | bytearray, start: int = 0) -> None:
+        """Raises Refusal when `buffer`, which holds no head's end yet, can never become a good head.
+
+        `start` is how much of it was checked before, so that a head that comes byte by byte stays cheap.
+        """
         if len(buffer) > self._header_bytes:
             raise self._too_large()
-        problem = early_problem(bytes(buffer))
+        problem = early_problem(bytes(buffer), bytes(buffer[max(0, start - 1) :]))
         if problem is not None:
             raise problem
 

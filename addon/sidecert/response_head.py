@@ -90,11 +90,14 @@ class ResponseParser:
 
     __slots__ = ()
 
-    def check_partial(self, buffer: bytes | bytearray) -> None:
-        """Raises BadAnswer when `buffer`, which holds no head's end yet, can never become a good head."""
+    def check_partial(self, buffer: bytes | bytearray, start: int = 0) -> None:
+        """Raises BadAnswer when `buffer`, which holds no head's end yet, can never become a good head.
+
+        `start` is how much of it was checked before, so that a head that comes byte by byte stays cheap.
+        """
         if len(buffer) > HEAD_BYTES:
             raise BadAnswer(f"The answer's header is larger than {HEAD_BYTES} bytes.")
-        problem = early_answer_problem(bytes(buffer))
+        problem = early_answer_problem(bytes(buffer), bytes(buffer[max(0, start - 1) :]))
         if problem is not None:
             raise problem
 

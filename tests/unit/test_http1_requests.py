@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from sidecert.errors import Refusal
@@ -537,12 +539,37 @@ def test_a_hopeless_start_is_refused_before_its_end(start: bytes, words: str) ->
     assert caught.value.remedy
 
 
+def feed_byte_by_byte(parser: RequestParser, start: bytes) -> None:
+    for end in range(len(start)):
+        parser.check_partial(start[: end + 1], end)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\nx",
+        b"GET / HTTP/1.1\r\nA: b\n",
+        b"GET / HTTP/1.1\r\n\nx",
+        b"GET / HTTP/1.1\rx",
+        b"GET /\r\n",
+    ],
+)
+def test_a_hopeless_start_is_refused_when_it_comes_byte_by_byte(start: bytes) -> None:
+    """Each byte is looked at once and the fault is still seen, in the same words."""
+    parser = RequestParser(HEADER_BYTES)
+    with pytest.raises(Refusal) as whole:
+        parser.check_partial(start)
+    with pytest.raises(Refusal, match=re.escape(whole.value.detail)):
+        feed_byte_by_byte(parser, start)
+
+
 def test_no_prefix_of_a_good_head_is_refused_early() -> None:
     """The early check never speaks before it can know."""
     parser = RequestParser(HEADER_BYTES)
     raw = b"\r\n\r\n" + head_bytes("POST /a HTTP/1.1", "Host: x", b"A: \xe9", "Content-Length: 5")
     for end in range(len(raw)):
         parser.check_partial(raw[:end])
+        parser.check_partial(raw[:end], max(0, end - 1))
 
 
 def test_the_caps_hold_exactly() -> None:
