@@ -22,8 +22,8 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements.lock requirements-dev.lock .python-version scripts/setup
-	scripts/setup
+$(STAMP): pyproject.toml requirements.lock requirements-dev.lock .python-version .ci/setup
+	.ci/setup
 	@touch $@
 
 demo: $(STAMP)
@@ -55,7 +55,7 @@ format: $(STAMP)
 	$(BIN)/ruff format $(LINTED)
 
 lock:
-	scripts/setup lock $(ARGS)
+	.ci/setup lock $(ARGS)
 
 clean:
 	rm -rf .venv .tools build dist addon/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
