@@ -14,9 +14,9 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+from sidecert.config.models import ListenerConfig
 from sidecert.errors import ConfigError
 from sidecert.listeners import Listeners
-from sidecert.config.models import ListenerConfig
 from sidecert.plane import Listener
 
 FILE = Path("sidecert.yaml")
@@ -224,7 +224,10 @@ def test_all_problems_come_at_once_and_nothing_stays_open(run: Run, tmp_path: Pa
             listeners = Listeners(_Greeter)
             before = set(os.listdir("/proc/self/fd"))
             problems = _problems(good[0], bad[0], good[1], bad[1], among=listeners)
-            assert [problem.split(": ")[1] for problem in problems] == ["listeners[1].bind", "listeners[3].bind"]
+            assert [problem.split(": ")[1] for problem in problems] == [
+                "listeners[1].bind",
+                "listeners[3].bind",
+            ]
             assert set(os.listdir("/proc/self/fd")) == before
             assert not (tmp_path / "in.sock").exists()
             assert not listeners.is_open

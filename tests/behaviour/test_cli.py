@@ -1,0 +1,228 @@
+"""The command line: finding the config, reporting what is wrong with it, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.certs import Pki, expired
+from support.peers import Peers
+from support.sidecar import PROGRAM, config, route, sidecert
+
+BROKEN = """\
+version: 1
+listeners:
+  - bind: nonsense
+credentials:
+  alice:
+    certificate: missing.crt
+    key: missing.key
+routes:
+  - id: orders
+    match: {host: orders.test}
+    credential: bob
+    colour: blue
+"""
+
+
+def _write(path: Path, text: str | dict[str, Any]) -> Path:
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    return path
+
+
+@pytest.fixture
+def good(pki: Pki, peers: Peers) -> dict[str, Any]:
+    """A config that can be used."""
+    return config([route("orders", peers.closed_port(), trust=pki.trust)], {"alice": pki.alice.config})
+
+
+@pytest.fixture(autouse=True)
+def _no_config_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIDECERT_CONFIG", raising=False)
+
+
+def test_version_says_its_name() -> None:
+    """Scripts ask for it."""
+    ran = sidecert("--version")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("sidecert ")
+
+
+def test_help_lists_every_command_without_loading_it() -> None:
+    """`run` must not pay for what `demo` needs, nor `--help` for anything."""
+    ran = sidecert("--help")
+    for command in ("run", "check", "why", "schema", "twin", "demo"):
+        assert f"\n  {command} " in ran.stdout
+    code = (
+        "import sys; from sidecert.cli import main; main(['--help'], standalone_mode=False);"
+        "print([name for name in ('mitmproxy', 'pydantic', 'yaml', 'rich', 'OpenSSL') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("command", ["run", "check", "why", "schema", "twin", "demo"])
+def test_every_command_explains_itself(command: str) -> None:
+    """Also the ones that other parts bring."""
+    ran = sidecert(command, "--help")
+    assert ran.returncode == 0
+    assert f"Usage: sidecert {command}" in ran.stdout
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"], ["run", "--log-level", "loud"]])
+def test_bad_usage_is_status_2(arguments: list[str]) -> None:
+    """With a word on what would be right, and no traceback."""
+    ran = sidecert(*arguments)
+    assert ran.returncode == 2
+    assert "Error: " in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_module_is_the_command() -> None:
+    """`python -m sidecert` where the script is not on the path."""
+    command = [sys.executable, "-m", "sidecert", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("sidecert ")
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_without_a_config_it_says_where_it_looked(command: str, tmp_path: Path) -> None:
+    """And what to do."""
+    ran = sidecert(command, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    for words in ("-c", "SIDECERT_CONFIG", str(tmp_path / "sidecert.yaml"), "/etc/sidecert/sidecert.yaml"):
+        assert words in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_named_file_that_is_missing_is_not_passed_over(
+    command: str, tmp_path: Path, good: dict[str, Any]
+) -> None:
+    """Another file that happens to be there must not be taken for it."""
+    _write(tmp_path / "sidecert.yaml", good)
+    ran = sidecert(command, "-c", "other.yaml", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert str(tmp_path / "other.yaml") in ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_config_is_looked_for_in_order(
+    tmp_path: Path, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-c, then SIDECERT_CONFIG, then ./sidecert.yaml."""
+    for name in ("given.yaml", "named.yaml", "sidecert.yaml"):
+        _write(tmp_path / name, good)
+    found = [json.loads(sidecert("check", "--json", cwd=tmp_path).stdout)["file"]]
+    monkeypatch.setenv("SIDECERT_CONFIG", "named.yaml")
+    found.append(json.loads(sidecert("check", "--json", cwd=tmp_path).stdout)["file"])
+    found.append(json.loads(sidecert("check", "--json", "-c", "given.yaml", cwd=tmp_path).stdout)["file"])
+    assert found == [str(tmp_path / name) for name in ("sidecert.yaml", "named.yaml", "given.yaml")]
+
+
+def test_check_sums_up_a_good_config(tmp_path: Path, good: dict[str, Any]) -> None:
+    """What would listen, and which route calls whom as whom."""
+    path = _write(tmp_path / "a.yaml", good)
+    ran = sidecert("check", "-c", str(path))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    port = good["routes"][0]["upstream"]["port"]
+    first, *lines = ran.stdout.splitlines()
+    assert first == f"{path}: fine"
+    assert f"  route       orders: orders.test -> 127.0.0.1:{port} as alice" in lines
+    assert any(line.startswith("  credential  alice: CN=alice") for line in lines)
+
+
+def test_check_reports_all_problems_each_on_a_line(tmp_path: Path) -> None:
+    """One kind of problem never hides another."""
+    path = _write(tmp_path / "a.yaml", BROKEN)
+    ran = sidecert("check", "-c", str(path))
+    assert ran.returncode == 2
+    *lines, summary = ran.stdout.splitlines()
+    assert all(line.startswith(f"{path}:") and "; " in line for line in lines)
+    for place in (":3: listeners[0].bind", "credentials.alice", "routes[0].credential", "routes[0].colour"):
+        assert any(place in line for line in lines), place
+    assert summary == f"{len(lines)} errors, 0 warnings"
+
+
+def test_check_reports_json(tmp_path: Path) -> None:
+    """The same for a script."""
+    path = _write(tmp_path / "a.yaml", BROKEN)
+    ran = sidecert("check", "--json", "-c", str(path))
+    assert (ran.returncode, ran.stderr) == (2, "")
+    found = json.loads(ran.stdout)
+    assert (found["file"], found["ok"]) == (str(path), False)
+    lines = sidecert("check", "-c", str(path)).stdout.splitlines()[:-1]
+    assert [f"{each['file']}:{each['line']}: {each['path']}" for each in found["problems"]] == [
+        line.rpartition("; ")[0].rpartition(": ")[0] for line in lines
+    ]
+
+
+def test_check_is_fine_with_a_warning(tmp_path: Path, pki: Pki, good: dict[str, Any]) -> None:
+    """An expired certificate is the upstream's to judge; the other routes serve."""
+    files = pki.ca.caller("late", **expired()).write(tmp_path)
+    good["credentials"]["alice"] = files.config
+    ran = sidecert("check", "-c", str(_write(tmp_path / "a.yaml", good)))
+    assert ran.returncode == 0
+    first, second, *_ = ran.stdout.splitlines()
+    assert first.startswith("warning: ")
+    assert "credentials.alice.certificate" in first
+    assert second == f"{tmp_path / 'a.yaml'}: fine, with 1 warning"
+
+
+def test_run_reports_what_check_reports(tmp_path: Path) -> None:
+    """On stderr, before anything listens, with status 2."""
+    path = _write(tmp_path / "a.yaml", BROKEN)
+    ran = sidecert("run", "-c", str(path))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.splitlines() == sidecert("check", "-c", str(path)).stdout.splitlines()[:-1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "a: b: c", "\x00", "- 1\n", "version: 2\n", "&a [*a]", "!!python/none"]
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_junk_for_a_config_is_one_clear_problem(command: str, text: str, tmp_path: Path) -> None:
+    """Whatever the file holds: no traceback, and status 2."""
+    path = _write(tmp_path / "a.yaml", text)
+    ran = sidecert(command, "-c", str(path))
+    assert "Traceback" not in ran.stderr
+    assert ran.returncode == 2
+    assert str(path) in ran.stdout + ran.stderr
+
+
+def test_no_control_character_of_the_config_reaches_the_terminal(tmp_path: Path) -> None:
+    """A config from elsewhere must not drive the terminal of who checks it."""
+    path = _write(tmp_path / "a.yaml", 'version: 1\n"ev\\e[2Jil": 1\n')
+    ran = sidecert("check", "-c", str(path))
+    assert ran.returncode == 2
+    assert "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_schema_is_json() -> None:
+    """Editors and validators read it."""
+    ran = sidecert("schema")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "routes" in json.loads(ran.stdout)["properties"]
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["--help"], ["check"]])
+def test_a_reader_that_goes_is_no_traceback(
+    arguments: list[str], tmp_path: Path, good: dict[str, Any]
+) -> None:
+    """As with `| head -1`."""
+    _write(tmp_path / "sidecert.yaml", good)
+    with subprocess.Popen(
+        [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        process.wait(20)

@@ -1,0 +1,264 @@
+"""Reloads: by SIGHUP and by the admin endpoint; the new config whole, or the old one as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import StartSidecar
+from support.certs import Pki
+from support.clients import Answer, Caller, call, connect
+from support.peers import Peers
+from support.recorder import TlsRecorder, fixed, gated
+from support.sidecar import Sidecar, route
+
+
+def _config(sidecar: Sidecar) -> dict[str, Any]:
+    found = yaml.safe_load(sidecar.path.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def _reload(sidecar: Sidecar) -> Answer:
+    return sidecar.ask_admin("POST", "/-/reload")
+
+
+def _hang_up(sidecar: Sidecar, event: str) -> None:
+    """SIGHUP, and wait until the log says what came of it."""
+    before = len(sidecar.events(event))
+    sidecar.signal(signal.SIGHUP)
+    sidecar.wait_for(lambda: len(sidecar.events(event)) > before)
+
+
+def test_sighup_puts_a_new_route_in_force(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
+    """The next call goes by it, and the generation counts up."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    assert running.get("http://two.test/").status == 403
+    text = _config(running)
+    text["routes"].append(route("two", recorder, trust=pki.trust, credential="bob"))
+    running.rewrite(text)
+    _hang_up(running, "reloaded")
+    assert running.get("http://two.test/").status == 200
+    assert recorder.requests[0].subject == "bob"
+    assert running.metric("sidecert_config_generation") == 2
+    assert running.metric("sidecert_config_reloads_total", result="ok") == 1
+    assert running.metric("sidecert_config_last_reload_successful") == 1
+
+
+def test_a_failed_reload_keeps_the_old_generation(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """It goes on serving and stays ready; every problem is logged once, and counted as one failure."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    text = _config(running)
+    text["routes"][0]["credential"] = "nobody"
+    text["credentials"]["bob"]["key"] = "missing.key"
+    running.rewrite(text)
+    _hang_up(running, "reload_failed")
+    assert running.get("http://one.test/").status == 200
+    assert running.ask_admin("GET", "/-/ready").status == 200
+    assert running.metric("sidecert_config_generation") == 1
+    assert running.metric("sidecert_config_reloads_total", result="failed") == 1
+    assert running.metric("sidecert_config_last_reload_successful") == 0
+    keys = [record["key"] for record in running.events("config_problem")]
+    assert sorted(keys) == ["credentials.bob.key", "routes[0].credential"]
+    assert all(record["line"] for record in running.events("config_problem"))
+
+
+def test_the_admin_endpoint_reloads_and_tells_every_problem(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """200 where it was taken over, 422 where not; once it is right again, it is taken over."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    good = _config(running)
+    running.rewrite({**good, "colour": "blue", "shape": "round"})
+    answer = _reload(running)
+    assert answer.status == 422
+    assert {problem["path"] for problem in answer.json()["problems"]} == {"colour", "shape"}
+    running.rewrite(good)
+    answer = _reload(running)
+    assert (answer.status, answer.json()["ok"], answer.json()["generation"]) == (200, True, 2)
+
+
+def test_a_rotated_certificate_is_used_after_a_reload(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """The same path with another file: no connection made under the old one serves a new call."""
+    files = {name: tmp_path / f"me.{name}" for name in ("certificate", "key")}
+    shutil.copy(pki.alice.certificate, files["certificate"])
+    shutil.copy(pki.alice.key, files["key"])
+    running = sidecar(
+        route("one", recorder, trust=pki.trust, credential="me"),
+        credentials={"me": {name: str(path) for name, path in files.items()}},
+    )
+    assert running.get("http://one.test/").status == 200
+    shutil.copy(pki.bob.certificate, files["certificate"])
+    shutil.copy(pki.bob.key, files["key"])
+    assert _reload(running).status == 200
+    assert running.get("http://one.test/").status == 200
+    assert [seen.subject for seen in recorder.requests] == ["alice", "bob"]
+
+
+def test_half_a_rotation_changes_nothing(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """A certificate that came before its key does not match it: the old pair goes on."""
+    files = {name: tmp_path / f"me.{name}" for name in ("certificate", "key")}
+    shutil.copy(pki.alice.certificate, files["certificate"])
+    shutil.copy(pki.alice.key, files["key"])
+    running = sidecar(
+        route("one", recorder, trust=pki.trust, credential="me"),
+        credentials={"me": {name: str(path) for name, path in files.items()}},
+    )
+    shutil.copy(pki.bob.certificate, files["certificate"])
+    assert _reload(running).status == 422
+    assert running.get("http://one.test/").status == 200
+    assert recorder.requests[0].subject == "alice"
+
+
+def test_a_call_in_flight_survives_a_reload(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
+    """Even of a route that the reload removes."""
+    gate = threading.Event()
+    recorder.answer = gated(gate, b"first", b"last")
+    running = sidecar(route("one", recorder, trust=pki.trust), route("two", recorder, trust=pki.trust))
+    with Caller(running.listener) as caller:
+        caller.connection.request("GET", "http://one.test/")
+        response = caller.connection.getresponse()
+        assert response.read(5) == b"first"
+        text = _config(running)
+        del text["routes"][0]
+        running.rewrite(text)
+        assert _reload(running).status == 200
+        gate.set()
+        assert response.read() == b"last"
+    recorder.answer = fixed()
+    assert running.get("http://one.test/").status == 403
+
+
+def test_connections_of_an_unchanged_route_stay(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """A reload closes the idle connections of what it changed, and no others."""
+    running = sidecar(route("one", recorder, trust=pki.trust), route("two", recorder, trust=pki.trust))
+    for host in ("one", "two"):
+        assert running.get(f"http://{host}.test/").status == 200
+    text = _config(running)
+    text["routes"][1]["upstream"]["timeouts"] = {"response": "7s"}
+    running.rewrite(text)
+    assert _reload(running).status == 200
+    for host in ("one", "two"):
+        assert running.get(f"http://{host}.test/").status == 200
+    first, second, again, anew = [seen.connection for seen in recorder.requests]
+    assert again == first
+    assert anew not in (first, second)
+
+
+def test_listeners_come_and_go_with_a_reload(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """New ones open, removed ones close, and what stays does not miss a call: its connections live on."""
+    path = tmp_path / "in.sock"
+    running = sidecar(
+        route("one", recorder, trust=pki.trust), listeners=[{"bind": "127.0.0.1:0"}, {"bind": "127.0.0.2:0"}]
+    )
+    removed = running.addresses["127.0.0.2:0"]
+    with Caller(running.listener) as caller:
+        assert caller.get("http://one.test/").status == 200
+        text = _config(running)
+        text["listeners"] = [{"bind": "127.0.0.1:0"}, {"bind": f"unix:{path}"}]
+        running.rewrite(text)
+        assert _reload(running).status == 200
+        assert caller.get("http://one.test/").status == 200
+    assert running.get("http://one.test/").status == 200
+    assert call(str(path), "GET", "http://one.test/").status == 200
+    with pytest.raises(ConnectionRefusedError):
+        connect(removed)
+
+
+def test_an_address_that_cannot_be_had_fails_the_whole_reload(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, peers: Peers
+) -> None:
+    """No half of a config is ever in force: the new route is not either."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    text = _config(running)
+    text["listeners"].append({"bind": recorder.address})
+    text["routes"].append(route("two", recorder, trust=pki.trust))
+    running.rewrite(text)
+    answer = _reload(running)
+    assert answer.status == 422
+    assert [problem["path"] for problem in answer.json()["problems"]] == ["listeners[1].bind"]
+    assert running.get("http://one.test/").status == 200
+    assert running.get("http://two.test/").status == 403
+
+
+def test_a_kept_connection_follows_its_listeners_new_pin(
+    sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """A pin that a reload moves holds for the next call on a connection that is open, too."""
+    first, second = peers.recorder(answer=fixed(b"first")), peers.recorder(answer=fixed(b"second"))
+    running = sidecar(
+        route("one", first, trust=pki.trust), listeners=[{"bind": "127.0.0.1:0", "route": "one"}]
+    )
+    with Caller(running.listener) as caller:
+        assert caller.get("/").body == b"first"
+        text = _config(running)
+        text["listeners"][0]["route"] = "two"
+        text["routes"] = [route("two", second, trust=pki.trust, credential="bob")]
+        running.rewrite(text)
+        assert _reload(running).status == 200
+        assert caller.get("/").body == b"second"
+
+
+def test_moving_the_admin_endpoint_needs_a_restart(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """The rest is taken over, with a warning that says so."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    running.rewrite({**_config(running), "admin": {"bind": "127.0.0.2:0"}})
+    answer = _reload(running)
+    assert answer.status == 200
+    (problem,) = answer.json()["problems"]
+    assert (problem["path"], problem["warning"]) == ("admin.bind", True)
+    assert "restart" in problem["right"]
+
+
+def test_many_reloads_at_once_all_count(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
+    """They wait for each other, calls go on meanwhile, and nothing is left over: no file, no thread."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    _reload(running)
+    before = running.descriptors()
+    answers: list[Answer] = []
+    threads = [threading.Thread(target=lambda: answers.append(_reload(running))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    assert running.get("http://one.test/").status == 200
+    for thread in threads:
+        thread.join()
+    assert [answer.status for answer in answers] == [200] * 20
+    assert running.metric("sidecert_config_generation") == 22
+    assert running.descriptors() <= before + 4  # the two connections of the call, and of the scrapes
+
+
+def test_no_secret_is_logged_for_a_config_that_fails(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """A wrong passphrase is said to be wrong, not repeated."""
+    files = pki.ca.caller("carol").write(tmp_path, passphrase="right-horse")
+    (tmp_path / "pass").write_text("wrong-battery\n")
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    text = _config(running)
+    text["credentials"]["carol"] = {**files.config, "passphrase": {"file": str(tmp_path / "pass")}}
+    running.rewrite(text)
+    answer = _reload(running)
+    assert answer.status == 422
+    for said in (running.stderr, json.dumps(answer.json())):
+        assert "carol" in said
+        assert "battery" not in said
+        assert "horse" not in said
