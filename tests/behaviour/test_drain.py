@@ -1,0 +1,125 @@
+"""The end: SIGTERM and SIGINT let calls end, take what is queued, and leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from conftest import StartSidecar
+from support.certs import Pki
+from support.clients import Caller, Talker, connect
+from support.recorder import TlsRecorder, gated
+from support.sidecar import END, Sidecar, route
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+
+
+def _drain(sidecar: Sidecar, number: signal.Signals = signal.SIGTERM) -> None:
+    """The signal, and wait until its listeners are closed."""
+    sidecar.signal(number)
+    sidecar.wait_for(lambda: bool(sidecar.events("stopped")))
+
+
+@BOTH
+def test_a_call_in_flight_ends_before_the_process(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, number: signal.Signals
+) -> None:
+    """Meanwhile it is not ready and takes no connection; then the exit status is 0."""
+    gate = threading.Event()
+    recorder.answer = gated(gate, b"first", b"last")
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    with Caller(running.listener) as caller:
+        caller.connection.request("GET", "http://one.test/")
+        response = caller.connection.getresponse()
+        assert response.read(5) == b"first"
+        _drain(running, number)
+        assert running.ask_admin("GET", "/-/ready").status == 503
+        assert running.ask_admin("GET", "/-/healthy").status == 200
+        with pytest.raises(ConnectionRefusedError):
+            connect(running.listener)
+        gate.set()
+        assert response.read() == b"last"
+    assert running.process.wait(END) == 0
+
+
+def test_connections_in_the_backlog_are_served(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """The kernel has accepted them for us, so their callers count on an answer."""
+    path = tmp_path / "in.sock"
+    running = sidecar(
+        route("one", recorder, trust=pki.trust), listeners=[{"bind": "127.0.0.1:0"}, {"bind": f"unix:{path}"}]
+    )
+    running.signal(signal.SIGSTOP)
+    talkers = [Talker(address) for address in (running.listener, str(path)) for _ in range(20)]
+    for talker in talkers:
+        talker.send(b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
+    running.signal(signal.SIGTERM)
+    running.signal(signal.SIGCONT)
+    assert [talker.read_answer().status for talker in talkers] == [200] * 40
+    assert all(talker.closed() for talker in talkers)
+    for talker in talkers:
+        talker.close()
+    assert running.process.wait(END) == 0
+
+
+def test_idle_connections_do_not_hold_the_end_up(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """They are closed, well before the limit of 30 s."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    with Caller(running.listener) as caller:
+        assert caller.get("http://one.test/").status == 200
+        running.signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
+
+
+def test_what_does_not_end_in_time_is_cut(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
+    """`drain` is the limit; a body that was cut short never looks whole, and the log says it."""
+    gate = threading.Event()
+    recorder.answer = gated(gate, b"first", b"never")
+    running = sidecar(route("one", recorder, trust=pki.trust), drain="300ms")
+    with Talker(running.listener) as talker:
+        talker.send(b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
+        assert talker.read_head().header("Content-Length") == "10"
+        assert talker.read_exactly(5) == b"first"
+        running.signal(signal.SIGTERM)
+        assert talker.closed()
+    assert running.process.wait(10) == 0
+    gate.set()
+    assert any("1 connection" in record["message"] for record in running.records)
+
+
+@BOTH
+def test_a_second_signal_ends_at_once(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path, number: signal.Signals
+) -> None:
+    """With the status that shells give to that signal, and no traceback."""
+    gate = threading.Event()
+    recorder.answer = gated(gate, b"first", b"never")
+    path = tmp_path / "in.sock"
+    running = sidecar(
+        route("one", recorder, trust=pki.trust), listeners=[{"bind": "127.0.0.1:0"}, {"bind": f"unix:{path}"}]
+    )
+    with Talker(running.listener) as talker:
+        talker.send(b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
+        talker.read_until(b"first")
+        _drain(running)
+        running.signal(number)
+        assert running.process.wait(10) == 128 + number
+        assert talker.closed()
+    gate.set()
+    running.stop(expect=128 + number)
+    assert not path.exists()
+
+
+def test_an_idle_sidecar_ends_at_the_first_signal(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """Nothing to wait for, nothing to say but that it ended."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    running.stop()
+    assert {record["level"] for record in running.records} == {"info"}
