@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecert.errors import BadAnswer, Refusal
-from sidecert.hopbyhop import KEEP, KINDS, OUTCOME
+from sidecert.http1.hopbyhop import KEEP, KINDS, OUTCOME
 from sidecert.http1 import (
     CHUNKED,
     LAST_CHUNK,

@@ -83,8 +83,8 @@ def test_the_schema_accepts_what_the_loader_accepts(path: Path) -> None:
 
 
 def test_the_committed_schema_is_the_generated_one() -> None:
-    """Refresh it with `sidecert schema > config/sidecert.config.schema.json`."""
-    committed = (ROOT / "config" / "sidecert.config.schema.json").read_text(encoding="utf-8")
+    """Refresh it with `sidecert schema > config/sidecert.schema.json`."""
+    committed = (ROOT / "config" / "sidecert.schema.json").read_text(encoding="utf-8")
     assert committed == json.dumps(schema(), indent=2) + "\n"
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 
 from sidecert.errors import Reason, Refusal
-from sidecert.malformed import bad_request, shown
+from sidecert.http1.malformed import bad_request, shown
 
 # RFC 3986, and then what legacy tools leave bare though they should not: it can be read in one way only.
 _IN_TARGET: Final = (

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from sidecert.hopbyhop import forwardable_trailers
+from sidecert.http1.hopbyhop import forwardable_trailers
 
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2

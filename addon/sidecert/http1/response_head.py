@@ -14,8 +14,8 @@ from typing import Final
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from sidecert.errors import BadAnswer
-from sidecert.framing import CHUNKED, UNTIL_CLOSE, BodyError, framing
-from sidecert.hopbyhop import (
+from sidecert.http1.framing import CHUNKED, UNTIL_CLOSE, BodyError, framing
+from sidecert.http1.hopbyhop import (
     CONNECTION,
     CONTENT_LENGTH,
     EXPECT,
@@ -33,7 +33,7 @@ from sidecert.hopbyhop import (
     split_list,
     upgrade_lines,
 )
-from sidecert.malformed import NOT_AN_ANSWER, answer_problem, early_answer_problem
+from sidecert.http1.malformed import NOT_AN_ANSWER, answer_problem, early_answer_problem
 
 HEADER_LINES: Final = 200
 HEAD_BYTES: Final = 256 * 1024

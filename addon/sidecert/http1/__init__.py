@@ -9,7 +9,7 @@ Everything that two readers could understand differently is refused: requests as
 
 from __future__ import annotations
 
-from sidecert.framing import (
+from sidecert.http1.framing import (
     CHUNKED,
     LAST_CHUNK,
     UNTIL_CLOSE,

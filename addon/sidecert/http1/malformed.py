@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from sidecert.errors import BadAnswer, Reason, Refusal
-from sidecert.hopbyhop import is_token
+from sidecert.http1.hopbyhop import is_token
 
 _LONE_CR_OR_LF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")

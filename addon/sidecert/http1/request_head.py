@@ -11,8 +11,8 @@ from typing import Final
 from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
 
 from sidecert.errors import Refusal
-from sidecert.framing import BodyError, framing
-from sidecert.hopbyhop import (
+from sidecert.http1.framing import BodyError, framing
+from sidecert.http1.hopbyhop import (
     CONNECTION,
     CONTENT_LENGTH,
     END_TO_END,
@@ -31,7 +31,7 @@ from sidecert.hopbyhop import (
     pairs,
     upgrade_lines,
 )
-from sidecert.malformed import (
+from sidecert.http1.malformed import (
     bad_request,
     early_problem,
     request_line,
