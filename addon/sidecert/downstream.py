@@ -37,6 +37,8 @@ class Downstream(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._deadline = Deadline(asyncio.get_running_loop(), self._deadline_passed)
         self._buffer = b""
+        self._scanned = 0
+        """Bytes of the buffer that are known to hold no head's end."""
         self._exchange: Exchange | None = None
         self._reader: BodyReader | None = None
         self._tunnel = False
@@ -132,12 +134,14 @@ class Downstream(asyncio.Protocol):
         if self._lingering >= 0:
             self._drop()
             return False
-        end = find_head(self._buffer)
+        end = find_head(self._buffer, max(0, self._scanned - 3))
         try:
             if end < 0:
-                self._parser.check_partial(self._buffer)
+                self._parser.check_partial(self._buffer, self._scanned)
+                self._scanned = len(self._buffer)
                 self._wait_for_head()
                 return False
+            self._scanned = 0
             head = self._parser.parse(self._buffer[:end])
         except Refusal as refusal:
             self._plane.metrics.denied(refusal.outcome)

@@ -297,15 +297,16 @@ class UpstreamConnection(asyncio.Protocol):
             self._end(Ending.NONE, cause=exc)
 
     def _take_head(self, exchange: AnswerTaker, plain: bytes) -> None:
-        buffer = self._buffer + plain if self._buffer else plain
+        scanned = len(self._buffer)
+        buffer = self._buffer + plain if scanned else plain
         while True:
-            end = find_head(buffer)
+            end = find_head(buffer, max(0, scanned - 3))
             if end < 0:
-                self._parser.check_partial(buffer)
+                self._parser.check_partial(buffer, scanned)
                 self._buffer = buffer
                 return
             head = self._parser.parse(buffer[:end], self._method, self._upgrade)
-            buffer = buffer[end:]
+            buffer, scanned = buffer[end:], 0
             if head.status >= 200 or head.status == SWITCHING_PROTOCOLS:
                 break
             self._interims += 1
