@@ -136,7 +136,15 @@ class Reader:
         seen: dict[tuple[str, object], list[tuple[KeyPath, Bind]]] = {}
         for path, address in self._binds():
             others = seen.setdefault((address.kind, address.port or address.path), [])
-            clash = next(((where, other) for where, other in others if address.overlaps(other)), None)
+            # A listener's bind is its label in the metrics: port 0 twice would be two under one name.
+            clash = next(
+                (
+                    (where, other)
+                    for where, other in others
+                    if address.overlaps(other) or (where[0] == path[0] and address.label == other.label)
+                ),
+                None,
+            )
             if clash:
                 verb = "is taken by" if address.host == clash[1].host else "overlaps with"
                 wrong = f"{shown(address.label)} {verb} {self._whose(*clash)}"
