@@ -37,6 +37,9 @@ _LOG = logging.getLogger("sidecert")
 _ENDED_BY_SIGNAL = 128
 """Added to the signal's number, as shells do."""
 
+_ending: set[asyncio.Task[None]] = set()
+"""Where mitmproxy loads the script anew: the sidecar before, which the next one must wait for."""
+
 
 class Sidecert:
     """One sidecar. Give it a first generation, or let it load the config that the option names."""
@@ -61,15 +64,16 @@ class Sidecert:
 
     def configure(self, updated: set[str]) -> None:
         if "sidecert" in updated and self._reloader is not None:
-            raise exceptions.OptionsError(
-                "sidecert cannot move to another config file while it runs; restart it"
-            )
+            raise exceptions.OptionsError("a running sidecert cannot move to another config file")
 
     def running(self) -> asyncio.Task[None]:
         return self._start_task(self._start())
 
     def done(self) -> asyncio.Task[None]:
-        return self._start_task(self._end())
+        ending = self._start_task(self._end())
+        _ending.add(ending)
+        ending.add_done_callback(_ending.discard)
+        return ending
 
     # -- what the mode's instance asks -----------------------------------------------------------------
 
@@ -114,6 +118,8 @@ class Sidecert:
         return task
 
     async def _start(self) -> None:
+        if _ending:
+            await asyncio.wait(_ending)
         try:
             if ctx.options.server and ctx.options.mode != [mode.SPEC]:
                 raise ConfigError([_own_listener_of_mitmproxy()])
@@ -166,8 +172,9 @@ class Sidecert:
             return
         limit = self._plane.generation.config.drain
         self._serving = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handle(number, partial(self._end_at_once, number))
+        if ctx.master.should_exit.is_set():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handle(number, partial(self._end_at_once, number))
         _LOG.info("ending, calls in flight have %g s", limit, extra={"event": "draining"})
         await self._listeners.stop()
         if not await self._plane.drain(limit):

