@@ -96,6 +96,9 @@ class Downstream(asyncio.Protocol):
         self._deadline.close()
         self._stats.connections -= 1
         self._plane.forget(self)
+        self._leave_exchange()
+
+    def _leave_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.caller_left()
@@ -192,9 +195,7 @@ class Downstream(asyncio.Protocol):
         self._eof = True
         if self._exchange is not None and self._reader is None and not self._tunnel:
             return True  # a half-closed connection, as HTTP/1.0 tools leave it: the answer is still wanted
-        if self._exchange is not None:
-            exchange, self._exchange = self._exchange, None
-            exchange.caller_left()
+        self._leave_exchange()
         if self._buffer and self._write_paused:
             return True
         self._close()
@@ -244,9 +245,9 @@ class Downstream(asyncio.Protocol):
 
     def cut(self) -> None:
         """End the connection so that the caller sees the answer as broken off."""
-        self._exchange = None
         self._closing = True
         self._transport.abort()
+        self._leave_exchange()
 
     def set_deadline(self, seconds: float) -> None:
         """Call the exchange's `timed_out` in `seconds`, unless set again."""
@@ -354,7 +355,4 @@ class Downstream(asyncio.Protocol):
             self._exchange.fault(exc)
         except Exception as again:
             log.error("an error of sidecert's own on a downstream connection", exc_info=again)
-            exchange = self._exchange
             self.cut()
-            if exchange is not None:
-                exchange.caller_left()

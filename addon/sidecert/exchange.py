@@ -78,6 +78,7 @@ class Exchange:
         "_started",
         "_status",
         "_tunnel",
+        "_upstream_full",
         "_waiting",
         "head",
         "request_id",
@@ -102,6 +103,7 @@ class Exchange:
         self._reused = False
         self._retried = False
         self._tunnel = False
+        self._upstream_full = False
         self._ended = False
         self._status = 0
         self._started = asyncio.get_running_loop().time()
@@ -156,7 +158,7 @@ class Exchange:
         timeouts = self._route_timeouts()
         if self._tunnel or self._answer_begun:
             self._fail(None)
-        elif not self._asked_whole:
+        elif not self._asked_whole and not self._upstream_full:
             self.refuse(
                 Refusal.of(
                     Reason.BAD_REQUEST,
@@ -168,11 +170,17 @@ class Exchange:
             self.refuse(
                 Refusal.of(
                     Reason.RESPONSE_TIMEOUT,
-                    f"the upstream accepted the request and sent no answer within {timeouts.response:g} s; "
-                    "it may have processed it",
-                    "find out why the upstream is slow, or raise upstream.timeouts.response of the route",
+                    self._describe_silence(timeouts),
+                    "find out why the upstream is slow, or raise upstream.timeouts of the route",
                 )
             )
+
+    def _describe_silence(self, timeouts: TimeoutsConfig) -> str:
+        if self._asked_whole:
+            what = f"took the request and sent no answer within {timeouts.response:g} s"
+        else:
+            what = f"stopped reading the request for {timeouts.stall:g} s"
+        return f"the upstream {what}; it may have processed it"
 
     def pause_answer(self) -> None:
         """The caller does not keep up with the answer."""
@@ -228,9 +236,11 @@ class Exchange:
 
     def pause_caller(self) -> None:
         """The upstream does not keep up with the request's body."""
+        self._upstream_full = True
         self._caller.pause_reading()
 
     def resume_caller(self) -> None:
+        self._upstream_full = False
         self._caller.resume_reading()
 
     # -- the answer, from the upstream connection ------------------------------------------------------
@@ -390,6 +400,9 @@ class Exchange:
     def fault(self, exc: Exception) -> None:
         """Our own code failed: the call is refused or cut, and never sent again."""
         log.error("an error of sidecert's own in an exchange", exc_info=exc)
+        if self._ended:
+            self._caller.cut()
+            return
         self.refuse(
             Refusal.of(
                 Reason.INTERNAL,
