@@ -11,7 +11,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,24 @@ from typing import Any
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from sidecert import mode
+from sidecert import inspection, mode
 from sidecert.admin import Admin
+from sidecert.admin.status import snapshot
+from sidecert.admin.status_page import Snapshot
 from sidecert.downstream import Downstream
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
 from sidecert.listeners import Listeners
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
-from sidecert.reload import Reload, Reloader, log_problems
+from sidecert.reload import Reload, Reloader, log_problems, put_in_force
 from sidecert.sockets import Unusable
-from sidecert.admin.status import snapshot
-from sidecert.admin.status_page import Snapshot
 
 _LOG = logging.getLogger("sidecert")
+_FAILED = 1
+_BAD_CONFIG = 2
 _ENDED_BY_SIGNAL = 128
 """Added to the signal's number, as shells do."""
 
@@ -74,6 +77,10 @@ class Sidecert:
         _ending.add(ending)
         ending.add_done_callback(_ending.discard)
         return ending
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Whatever mitmproxy itself would open, a replay for one, would go past the routes, with no certificate."""
+        data.server.error = "sidecert is the only one to open connections here"
 
     # -- what the mode's instance asks -----------------------------------------------------------------
 
@@ -123,45 +130,48 @@ class Sidecert:
         try:
             if ctx.options.server and ctx.options.mode != [mode.SPEC]:
                 raise ConfigError([_own_listener_of_mitmproxy()])
+            inspection.install(self._plane, ctx.master.addons)
             await self._open(self._first or build(_config_file(), 1))
+            ctx.options.update(mode=[mode.SPEC], server=True)
+            # Waits for the update that the options have begun; the instance finds the listeners open.
+            proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
+            await proxyserver.setup_servers()
+            self._handle(signal.SIGHUP, lambda: self._start_task(self._reload_by_signal()))
         except ConfigError as exc:
-            await self._close()
-            return self._give_up(exc.problems)
-        ctx.options.update(mode=[mode.SPEC], server=True)
-        # Waits for the update that the options have begun; the instance finds the listeners open.
-        proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
-        await proxyserver.setup_servers()
-        self._handle(signal.SIGHUP, lambda: self._start_task(self._reload_by_signal()))
+            log_problems(exc.problems)
+            return await self._give_up(_BAD_CONFIG)
+        except Exception:
+            _LOG.exception("the sidecar cannot start by a fault of its own")
+            return await self._give_up(_FAILED)
         self._serving = True
         _LOG.info("ready, generation %d", self._plane.generation.number, extra={"event": "ready"})
 
     async def _open(self, first: Generation) -> None:
-        """Open admin and listeners; ConfigError with all that cannot be opened."""
+        """Open admin and listeners. Raises ConfigError with all that cannot be opened."""
+        put_in_force(self._plane, first)
+        log_problems(first.warnings)
         problems: list[Problem] = []
-        self._plane.adopt(first)
-        reloader = Reloader(first.path, self._plane, self._listeners)
-        bind = first.config.admin.bind
         try:
-            address = await self._admin.start(bind)
+            address = await self._admin.start(first.config.admin.bind)
             fields = {"event": "listening", "listener": "admin", "address": address}
             _LOG.info("admin endpoint on %s", address, extra=fields)
-        except Unusable as reason:
-            problems.append(Problem(str(first.path), None, "admin.bind", reason.wrong, reason.right))
+        except Unusable as exc:
+            problems.append(Problem(str(first.path), None, "admin.bind", exc.wrong, exc.right))
         try:
-            await reloader.start(first)
+            await self.listen()
         except ConfigError as exc:
             problems.extend(exc.problems)
         if problems:
             raise ConfigError(problems)
-        self._reloader = reloader
+        self._reloader = Reloader(first.path, self._plane, self._listeners)
 
-    def _give_up(self, problems: Iterable[Problem]) -> None:
-        log_problems(problems)
+    async def _give_up(self, status: int) -> None:
+        await self._close()
         # While mitmproxy's tools start, they end for any error that was logged, with status 1, and repeat
         # it where the console has hidden it. Otherwise that is left to us.
         check = ctx.master.addons.get("errorcheck")
         if check is None or check.logger not in logging.getLogger().handlers:
-            raise SystemExit(2)
+            raise SystemExit(status)
 
     async def _reload_by_signal(self) -> None:
         if self._serving:
@@ -170,11 +180,12 @@ class Sidecert:
     async def _end(self) -> None:
         if self._reloader is None:
             return
-        limit = self._plane.generation.config.drain
         self._serving = False
         if ctx.master.should_exit.is_set():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handle(number, partial(self._end_at_once, number))
+        await self._reloader.close()
+        limit = self._plane.generation.config.drain
         _LOG.info("ending, calls in flight have %g s", limit, extra={"event": "draining"})
         await self._listeners.stop()
         if not await self._plane.drain(limit):

@@ -17,10 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sidecert.config import Bind
-from sidecert.config import ListenerConfig
+from sidecert.config import Bind, ListenerConfig, normalise_host
 from sidecert.errors import ConfigError, Problem
-from sidecert.config import normalise_host
 from sidecert.plane import Listener
 from sidecert.sockets import BACKLOG, Unusable, accept_queued, listen, spell
 

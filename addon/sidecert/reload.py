@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,34 +26,34 @@ class Reload:
 
 
 class Reloader:
-    """Puts generations in force, one at a time: the first one, and one for each `reload`."""
+    """Puts one generation after another in force, for all who ask: one `reload` at a time."""
 
     def __init__(self, path: Path, plane: Plane, listeners: Listeners) -> None:
         self._path = path
         self._plane = plane
         self._listeners = listeners
         self._lock = asyncio.Lock()
-
-    async def start(self, first: Generation) -> None:
-        """Put the first generation in force and listen. Raises ConfigError where an address cannot be had."""
-        async with self._lock:
-            await self._adopt(first)
-        log_problems(first.warnings)
+        self._closed = False
 
     async def reload(self) -> Reload:
         """Load the config file and all that it names anew. One that comes while another is under way waits.
 
-        Raises nothing for a config that is wrong: that is logged, counted, and told in the result.
+        Raises nothing: what is wrong is logged, counted, and told in the result.
         """
         async with self._lock:
             current = self._plane.generation
             try:
                 # In a thread: keys and trust stores take their time, and the calls in flight have none.
                 new = await asyncio.to_thread(build, self._path, current.number + 1)
+                if self._closed:
+                    raise ConfigError([self._problem("the sidecar is ending", "start it again")])
                 new = replace(new, warnings=(*new.warnings, *_needs_restart(current, new)))
                 await self._adopt(new)
             except ConfigError as exc:
-                return self._failed(exc, current)
+                return self._failed(exc.problems, current)
+            except Exception:
+                _LOG.exception("a reload failed by a fault of sidecert's own")
+                return self._failed([self._problem("sidecert itself failed", "see its log")], current)
         self._plane.metrics.reload(True, time.time())
         log_problems(new.warnings)
         words = "generation %d is in force: %d routes, %d credentials"
@@ -61,23 +61,49 @@ class Reloader:
         _LOG.info(words, new.number, len(new.routes), len(new.credentials), extra=fields)
         return Reload(True, new.warnings)
 
+    async def close(self) -> None:
+        """Let no reload change anything any more; one that is under way comes to its end first."""
+        self._closed = True
+        async with self._lock:
+            pass
+
     async def _adopt(self, new: Generation) -> None:
         """Routes change between the binding of new addresses, which may fail, and the first call there."""
         change = self._listeners.prepare(new.config.listeners, new.path)
         try:
-            self._plane.adopt(new)
+            put_in_force(self._plane, new)
         except BaseException:
             self._listeners.discard(change)
             raise
-        _count(self._plane, new)
         await self._listeners.commit(change)
 
-    def _failed(self, error: ConfigError, current: Generation) -> Reload:
+    def _failed(self, problems: Sequence[Problem], current: Generation) -> Reload:
         self._plane.metrics.reload(False, time.time())
-        log_problems(error.problems)
+        log_problems(problems)
         fields = {"event": "reload_failed", "generation": current.number}
         _LOG.error("the reload failed, generation %d goes on serving", current.number, extra=fields)
-        return Reload(False, error.problems)
+        return Reload(False, tuple(problems))
+
+    def _problem(self, wrong: str, right: str) -> Problem:
+        return Problem(str(self._path), None, "", wrong, right)
+
+
+def put_in_force(plane: Plane, generation: Generation) -> None:
+    """Let calls go by `generation` from now on, and the metrics show what it has."""
+    plane.adopt(generation)
+    plane.metrics.set_generation(
+        generation.number,
+        routes=[
+            (route.id, route.credential_id, route.config.upstream.trust == "insecure")
+            for route in generation.routes.values()
+        ],
+        credentials=[
+            (each.id, each.not_before, each.not_after, each.fingerprint, each.serial)
+            for each in generation.credentials.values()
+        ],
+        listeners=[listener.bind.label for listener in generation.config.listeners],
+        now=time.time(),
+    )
 
 
 def log_problems(problems: Iterable[Problem]) -> None:
@@ -93,19 +119,3 @@ def _needs_restart(old: Generation, new: Generation) -> list[Problem]:
         return []
     wrong = "the admin endpoint keeps the address that it was started on"
     return [Problem(str(new.path), None, "admin.bind", wrong, "restart the sidecar to move it", warning=True)]
-
-
-def _count(plane: Plane, generation: Generation) -> None:
-    plane.metrics.set_generation(
-        generation.number,
-        routes=[
-            (route.id, route.credential_id, route.config.upstream.trust == "insecure")
-            for route in generation.routes.values()
-        ],
-        credentials=[
-            (each.id, each.not_before, each.not_after, each.fingerprint, each.serial)
-            for each in generation.credentials.values()
-        ],
-        listeners=[listener.bind.label for listener in generation.config.listeners],
-        now=time.time(),
-    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,24 @@ def test_every_line_of_the_log_is_json(sidecar: StartSidecar, recorder: TlsRecor
     assert running.get("http://orders.test/").status == 200
     running.stop()
     assert all({"time", "level", "logger", "message"} <= record.keys() for record in running.records)
+
+
+def test_a_fault_of_our_own_at_the_start_ends_it(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """mitmproxy would log it and go on with nothing open; the traceback is a field of a JSON line."""
+    stopped = sidecar(route("orders", recorder, trust=pki.trust))
+    stopped.stop()
+    code = (
+        "import sidecert.addon as addon\n"
+        "def fail(*_): raise RuntimeError('ours')\n"
+        "addon.Admin.start = fail\n"
+        "from sidecert.cli import main\n"
+        f"main(['run', '-c', {str(stopped.path)!r}])\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ran.returncode == 1
+    records = [json.loads(line) for line in ran.stderr.splitlines()]
+    assert any("RuntimeError: ours" in record.get("traceback", "") for record in records)
