@@ -203,6 +203,10 @@ class Downstream(asyncio.Protocol):
 
     # -- what the exchange wants -----------------------------------------------------------------------
 
+    def addresses(self) -> tuple[object, object]:
+        """The caller's address and our own, as the socket names them."""
+        return self._transport.get_extra_info("peername"), self._transport.get_extra_info("sockname")
+
     def write(self, data: bytes) -> None:
         """Send part of the answer."""
         if not self._closing:

@@ -170,6 +170,11 @@ class TlsStream:
         names = self._connection.get_client_ca_list()
         self.seen.acceptable_cas = tuple(_render_name(name.get_components()) for name in names)
 
+    @property
+    def cipher(self) -> str | None:
+        """OpenSSL's name of the cipher in use."""
+        return self._connection.get_cipher_name()
+
     def peer_chain(self) -> list[x509.Certificate]:
         """The certificates that the upstream presented, its own first."""
         return self._connection.get_peer_cert_chain(as_cryptography=True) or []

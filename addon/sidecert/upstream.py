@@ -6,8 +6,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, cast
+
+from cryptography import x509
 
 from sidecert.connect import NotConnected, connect
 from sidecert.errors import BadAnswer, Refusal, SidecertError
@@ -41,6 +44,22 @@ class NotOpened(SidecertError):
         super().__init__(outcome.value)
         self.seen = seen
         self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Both ends of an open connection, for people to look at. Times are the event loop's.
+
+    Addresses are as the socket names them.
+    """
+
+    address: object
+    own_address: object
+    began: float
+    connected: float
+    established: float
+    cipher: str | None
+    chain: list[x509.Certificate]
 
 
 class AnswerTaker(Protocol):
@@ -176,6 +195,18 @@ class UpstreamConnection(asyncio.Protocol):
             if outcome is not Outcome.OK and self.seen.certificate_requested:
                 self._tls.note_acceptable_cas()
         return self.outcome
+
+    def peer(self) -> Peer:
+        """What there is to tell about an open connection."""
+        return Peer(
+            address=self._socket.getpeername(),
+            own_address=self._socket.getsockname(),
+            began=self._started,
+            connected=self._hello_sent,
+            established=self._established,
+            cipher=self._tls.cipher,
+            chain=self._tls.peer_chain(),
+        )
 
     # -- one exchange ----------------------------------------------------------------------------------
 
