@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import time
 from collections.abc import Coroutine
 from functools import partial
@@ -25,10 +26,11 @@ from sidecert import inspection, mode
 from sidecert.admin import Admin
 from sidecert.admin.status import snapshot
 from sidecert.admin.status_page import Snapshot
-from sidecert.downstream import Downstream
+from sidecert.downstream import accept
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
 from sidecert.listeners import Listeners
+from sidecert.logs import escape
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
 from sidecert.reload import Reload, Reloader, log_problems, put_in_force
@@ -56,9 +58,10 @@ class Sidecert:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.metrics = Metrics()
         self._plane = Plane(self.metrics, access_log=access_log)
-        self._listeners = Listeners(partial(Downstream, self._plane))
+        self._listeners = Listeners(partial(accept, self._plane))
         self._admin = Admin(self)
         self._reloader: Reloader | None = None
+        self._refused: tuple[Problem, ...] = ()
 
     # -- mitmproxy's lifecycle -------------------------------------------------------------------------
 
@@ -79,7 +82,7 @@ class Sidecert:
         return ending
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        """Whatever mitmproxy itself would open, a replay for one, would go past the routes, with no certificate."""
+        """What mitmproxy itself would open, a replay say, would go past the routes, with no certificate."""
         data.server.error = "sidecert is the only one to open connections here"
 
     # -- what the mode's instance asks -----------------------------------------------------------------
@@ -138,6 +141,7 @@ class Sidecert:
             await proxyserver.setup_servers()
             self._handle(signal.SIGHUP, lambda: self._start_task(self._reload_by_signal()))
         except ConfigError as exc:
+            self._refused = exc.problems
             log_problems(exc.problems)
             return await self._give_up(_BAD_CONFIG)
         except Exception:
@@ -173,12 +177,20 @@ class Sidecert:
         if check is None or check.logger not in logging.getLogger().handlers:
             raise SystemExit(status)
 
+    def _repeat_problems(self) -> None:
+        """mitmproxy's console has told them on a screen that is gone by now."""
+        check = ctx.master.addons.get("errorcheck")
+        if check is not None and check.repeat_errors_on_stderr:
+            for problem in self._refused:
+                print(escape(str(problem)), file=sys.stderr)
+
     async def _reload_by_signal(self) -> None:
         if self._serving:
             await self.reload()
 
     async def _end(self) -> None:
         if self._reloader is None:
+            self._repeat_problems()
             return
         self._serving = False
         if ctx.master.should_exit.is_set():

@@ -8,6 +8,7 @@ characters come out escaped, so that no caller can forge a line. Only our own mi
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -26,7 +27,8 @@ _COLOURS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
 def setup(level: str, stream: TextIO | None = None) -> None:
     """Send the log to `stream` (stderr). `level` is one of LEVELS and holds for sidecert's own lines;
     from anybody else only warnings and errors get through."""
-    handler = _handler(stream or sys.stderr)
+    # Where stderr is closed, its number must not fall to a connection.
+    handler = _handler(stream or sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
     ours = logging.getLogger("sidecert")
     ours.setLevel(level.upper())
     ours.propagate = False  # mitmproxy turns each record of the root logger into an event of its own

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import threading
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +24,7 @@ import yaml
 from support.certs import Pki
 from support.clients import Address, Talker, call
 from support.peers import free_port
-from support.recorder import TlsRecorder, gated
+from support.recorder import TlsRecorder, silence
 from support.sidecar import config, route
 
 SCRIPT = Path(__file__).resolve().parents[2] / "addon" / "sidecert" / "script.py"
@@ -174,18 +177,16 @@ def test_sighup_reloads(tool: str, tmp_path: Path, path: Path, recorder: TlsReco
 
 def test_a_second_signal_ends_mitmdump_at_once(tmp_path: Path, path: Path, recorder: TlsRecorder) -> None:
     """The first lets calls end; the second does not wait for them."""
-    gate = threading.Event()
-    recorder.answer = gated(gate, b"first", b"never")
+    recorder.answer = silence
     with _host("mitmdump", tmp_path, *_options(path)) as host:
         host.wait_for("ready, generation 1")
         with Talker(host.listener) as talker:
             talker.send(b"GET http://orders.test/ HTTP/1.1\r\nHost: orders.test\r\n\r\n")
-            talker.read_until(b"first")
+            recorder.wait_for(lambda: len(recorder.requests) == 1)
             host.process.terminate()
             host.wait_for("stopped listening")
             host.process.terminate()
             assert host.process.wait(10) == 128 + signal.SIGTERM
-        gate.set()
         assert "Traceback" not in host.output
 
 
@@ -244,3 +245,29 @@ def test_the_config_file_cannot_be_moved_while_it_runs(tmp_path: Path, path: Pat
         host.process.terminate()
         assert host.process.wait(20) == 0
         assert "refused: a running sidecert cannot move to another config file" in host.output
+
+
+def test_the_console_tells_problems_where_they_stay(tmp_path: Path) -> None:
+    """It prints errors of the start on its own screen, which vanishes with it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    command = [str(Path(sys.executable).with_name("mitmproxy")), *_options(tmp_path / "missing.yaml")]
+    env = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8"}
+    with subprocess.Popen(
+        [*command, "--set", f"confdir={tmp_path / 'mitm'}"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
+    ) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while piece := os.read(ours, 65536):
+                output += piece
+        except OSError:  # Linux tells the end of a terminal so
+            pass
+        os.close(ours)
+        assert process.wait(20) == 1
+    leave_screen = b"\x1b[?1049l"
+    assert str(tmp_path / "missing.yaml").encode() in output.rpartition(leave_screen)[2]

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,25 @@ def test_a_log_that_nobody_reads_any_more_does_not_stop_it(
         try:
             process.send_signal(signal.SIGHUP)  # it reloads, and would say so
             assert call(str(path), "GET", "http://orders.test/").status == 200
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_it_serves_with_no_stderr_at_all(tmp_path: Path, recorder: TlsRecorder, pki: Pki) -> None:
+    """Some supervisors close it. Its number must not fall to a connection, for others write to it."""
+    path, file = tmp_path / "in.sock", tmp_path / "sidecert.yaml"
+    text = config(
+        [route("orders", recorder, trust=pki.trust)], pki.credentials, listeners=[{"bind": f"unix:{path}"}]
+    )
+    file.write_text(json.dumps(text))
+    with subprocess.Popen(["sh", "-c", f"exec {PROGRAM} run -c {file} 2>&-"]) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert call(str(path), "GET", "http://orders.test/").status == 200
+            assert os.readlink(f"/proc/{process.pid}/fd/2") == "/dev/null"
         finally:
             process.terminate()
         assert process.wait(20) == 0
