@@ -33,7 +33,7 @@ from sidecert.listeners import Listeners
 from sidecert.logs import escape
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
-from sidecert.reload import Reload, Reloader, log_problems, put_in_force
+from sidecert.reload import Reload, Reloader, log_problems
 from sidecert.sockets import Unusable
 
 _LOG = logging.getLogger("sidecert")
@@ -152,7 +152,7 @@ class Sidecert:
 
     async def _open(self, first: Generation) -> None:
         """Open admin and listeners. Raises ConfigError with all that cannot be opened."""
-        put_in_force(self._plane, first)
+        self._plane.adopt(first)
         log_problems(first.warnings)
         problems: list[Problem] = []
         try:

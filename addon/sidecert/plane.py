@@ -84,6 +84,10 @@ class Plane:
         """The pool and the upstream that a request belongs to. Raises Refusal."""
         router = self.generation.router
         if listener.route is not None:
+            if listener.route not in self.pools:
+                raise Refusal.of(
+                    Reason.NO_ROUTE, f"route {listener.route!r}, which this listener led to, is gone"
+                )
             route, host = router.find_pinned(
                 listener.route, head.host, listener.hosts, head.path, head.method
             )

@@ -71,7 +71,7 @@ class Reloader:
         """Routes change between the binding of new addresses, which may fail, and the first call there."""
         change = self._listeners.prepare(new.config.listeners, new.path)
         try:
-            put_in_force(self._plane, new)
+            self._plane.adopt(new)
         except BaseException:
             self._listeners.discard(change)
             raise
@@ -86,24 +86,6 @@ class Reloader:
 
     def _problem(self, wrong: str, right: str) -> Problem:
         return Problem(str(self._path), None, "", wrong, right)
-
-
-def put_in_force(plane: Plane, generation: Generation) -> None:
-    """Let calls go by `generation` from now on, and the metrics show what it has."""
-    plane.adopt(generation)
-    plane.metrics.set_generation(
-        generation.number,
-        routes=[
-            (route.id, route.credential_id, route.config.upstream.trust == "insecure")
-            for route in generation.routes.values()
-        ],
-        credentials=[
-            (each.id, each.not_before, each.not_after, each.fingerprint, each.serial)
-            for each in generation.credentials.values()
-        ],
-        listeners=[listener.bind.label for listener in generation.config.listeners],
-        now=time.time(),
-    )
 
 
 def log_problems(problems: Iterable[Problem]) -> None:
