@@ -30,6 +30,7 @@ from sidecert.http1 import (
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
+from sidecert.rewriting import rewrite
 from sidecert.upstream import SWITCHING_PROTOCOLS, NotOpened, UpstreamConnection
 
 log = logging.getLogger(__name__)
@@ -270,6 +271,8 @@ class Exchange:
             and framing != UNTIL_CLOSE
             and not self._plane.draining
         )
+        if head.special and self.upstream is not None:
+            rewrite(head, self.head, self.upstream.own_origins)
         data = downstream_head(
             head, caller_minor=self.head.minor, keep_alive=self._keep_alive, body=framing
         )

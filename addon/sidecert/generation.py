@@ -18,6 +18,7 @@ from sidecert import routing
 from sidecert.config import Config, Draft, RouteConfig
 from sidecert.credentials import Credential
 from sidecert.errors import ConfigError, Problem
+from sidecert.rewriting import Origin, own_origins
 from sidecert.tls import TlsFailure, Trust, make_context
 
 _MOST_CHOSEN_HOSTS = 1024
@@ -33,6 +34,8 @@ class Upstream:
     server_name: str
     """Sent as SNI and looked for in the upstream's certificate."""
     host_header: bytes
+    own_origins: frozenset[Origin]
+    """Whatever it calls its own origin: addresses there come back as the caller's (`rewriting`)."""
     chosen_by_caller: bool
     """The host came from a request, through a wildcard: it may not be a private address."""
 
@@ -75,12 +78,15 @@ class Route:
     def _make_upstream(self, matched_host: str) -> Upstream:
         settings = self.config.upstream
         host = settings.host or matched_host
+        server_name = settings.server_name or host
+        host_header = settings.host_header or _host_header(host, settings.port)
         return Upstream(
             route=self,
             host=host,
             port=settings.port,
-            server_name=settings.server_name or host,
-            host_header=(settings.host_header or _host_header(host, settings.port)).encode("ascii"),
+            server_name=server_name,
+            host_header=host_header.encode("ascii"),
+            own_origins=own_origins(host, settings.port, server_name, host_header),
             chosen_by_caller=settings.host is None and self.config.match.host.startswith("*."),
         )
 

@@ -23,12 +23,17 @@ from sidecert.http1.framing import (
     last_chunk,
 )
 
+from .cookie_names import hide
+from .hopbyhop import LOCATION, OWS, REFRESH
 from .request_head import RequestHead, RequestParser, upstream_head
 from .response_head import ResponseHead, ResponseParser, downstream_head
 
 __all__ = [
     "CHUNKED",
     "LAST_CHUNK",
+    "LOCATION",
+    "OWS",
+    "REFRESH",
     "UNTIL_CLOSE",
     "BodyError",
     "BodyReader",
@@ -43,6 +48,7 @@ __all__ = [
     "downstream_head",
     "encode_chunk",
     "find_head",
+    "hide",
     "last_chunk",
     "upstream_head",
 ]

@@ -1,5 +1,7 @@
 """Header names that sidecert must not simply pass on, and what becomes of each (RFC 9110 7.6.1).
 
+Most of them belong to one hop. The last ones make sense only to a caller that speaks TLS to the upstream.
+
 Every header line is looked up once, by its name as it was sent: `KINDS[name]`. Most names are `KEEP` (0).
 """
 
@@ -20,7 +22,13 @@ UPGRADE: Final = 6
 EXPECT: Final = 7
 KEEP_ALIVE: Final = 8
 IDENTITY: Final = 9  # says who the TLS caller was: only sidecert's own certificate may say that
-OUTCOME: Final = 10  # Sidecert-Outcome, which marks sidecert's own answers only
+COOKIE: Final = 10
+# The kinds from here on concern answers only. In requests they mean nothing and are passed on.
+OUTCOME: Final = 11  # Sidecert-Outcome, which marks sidecert's own answers only
+LOCATION: Final = 12  # Location, Content-Location: an address, which may be the upstream's own
+REFRESH: Final = 13
+SET_COOKIE: Final = 14
+TLS_ONLY: Final = 15  # dropped: says how to reach the upstream by TLS, which the caller does not do
 
 _NAMED: Final = {
     b"host": HOST,
@@ -37,6 +45,20 @@ _NAMED: Final = {
     b"te": DROP,
     b"http2-settings": DROP,
     b"sidecert-outcome": OUTCOME,
+}
+
+# Unlike those above these frame nothing, so what looks like one of them (Set_Cookie) is passed on as it is.
+_ABOUT_THE_CALLER: Final = {
+    b"cookie": COOKIE,
+    b"location": LOCATION,
+    b"content-location": LOCATION,
+    b"refresh": REFRESH,
+    b"set-cookie": SET_COOKIE,
+    b"strict-transport-security": TLS_ONLY,  # would turn the caller's http:// into https://, past sidecert
+    b"alt-svc": TLS_ONLY,  # offers the upstream's other ports and HTTP/3: past sidecert, with no certificate
+    b"expect-ct": TLS_ONLY,  # says what to demand of a certificate that the caller never sees,
+    b"public-key-pins": TLS_ONLY,  # and so do these two
+    b"public-key-pins-report-only": TLS_ONLY,
 }
 
 # Compared lower-case, with `-` for `_` and without a leading `X-`. A TLS-terminating proxy tells the service
@@ -78,21 +100,19 @@ END_TO_END: Final = frozenset(
 
 # RFC 9110 6.5.1: no framing, routing, authentication, modifiers or content fields after the body. All names
 # that are not `KEEP` come on top of these.
-_NOT_IN_TRAILERS: Final = END_TO_END | {
-    b"cache-control",
-    b"content-location",
-    b"location",
-    b"max-forwards",
-    b"pragma",
-    b"proxy-status",
-    b"refresh",
-    b"retry-after",
-    b"set-cookie",
-    b"strict-transport-security",
-    b"trailer",
-    b"vary",
-    b"www-authenticate",
-}
+_NOT_IN_TRAILERS: Final = END_TO_END.union(
+    _ABOUT_THE_CALLER,
+    (
+        b"cache-control",
+        b"max-forwards",
+        b"pragma",
+        b"proxy-status",
+        b"retry-after",
+        b"trailer",
+        b"vary",
+        b"www-authenticate",
+    ),
+)
 
 _NEVER_UPGRADE: Final = (b"h2", b"http", b"tls")
 
@@ -102,7 +122,7 @@ _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 def _kind(name: bytes) -> int:
     lower = name.lower()
-    kind = _NAMED.get(lower)
+    kind = _NAMED.get(lower) or _ABOUT_THE_CALLER.get(lower)
     if kind is not None:
         return kind
     plain = lower.replace(b"_", b"-")

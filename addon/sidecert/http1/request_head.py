@@ -15,6 +15,7 @@ from sidecert.http1.framing import BodyError, framing
 from sidecert.http1.hopbyhop import (
     CONNECTION,
     CONTENT_LENGTH,
+    COOKIE,
     END_TO_END,
     EXPECT,
     HOST,
@@ -42,6 +43,7 @@ from sidecert.http1.malformed import (
     unknown_method,
 )
 
+from .cookie_names import restore
 from .request_target import read_authority, read_target
 
 HEADER_LINES: Final = 200
@@ -178,7 +180,7 @@ def _read_request(raw: bytes) -> RequestHead:
     for line in lines:
         name, _, value = line.partition(b":")
         kind = KINDS[name]
-        if not kind or kind == OUTCOME:
+        if not kind or kind >= OUTCOME:
             keep(line)
         elif kind == HOST:
             if host is not None:
@@ -188,6 +190,8 @@ def _read_request(raw: bytes) -> RequestHead:
             keep(line)
         elif kind == CONNECTION:
             options.append(value)
+        elif kind == COOKIE:
+            keep(name + b":" + restore(value))
         elif kind == CONTENT_LENGTH:
             length = value.strip(OWS)
             lengths.append(length)

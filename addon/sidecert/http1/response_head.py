@@ -18,12 +18,16 @@ from sidecert.http1.framing import CHUNKED, UNTIL_CLOSE, BodyError, framing
 from sidecert.http1.hopbyhop import (
     CONNECTION,
     CONTENT_LENGTH,
+    COOKIE,
     EXPECT,
     HOST,
     IDENTITY,
     KEEP_ALIVE,
     KINDS,
+    LOCATION,
     OWS,
+    REFRESH,
+    SET_COOKIE,
     TRANSFER_ENCODING,
     UPGRADE,
     connection_options,
@@ -41,7 +45,8 @@ HEAD_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})\b", re.IGNORECASE)
 _PHRASES: Final = {int(status): status.phrase.encode() for status in HTTPStatus}
 _NO_CONTROLS: Final = bytes(byte if byte >= 32 and byte != 127 else 32 for byte in range(256))
-_ONLY_IN_REQUESTS: Final = (IDENTITY, HOST, EXPECT)  # mean nothing in an answer
+_ONLY_IN_REQUESTS: Final = (IDENTITY, HOST, EXPECT, COOKIE)  # mean nothing in an answer
+_SPECIAL: Final = (LOCATION, SET_COOKIE, REFRESH)
 # Some CDNs name these in Connection. Harmless: sidecert frames what it sends itself.
 _NAMED_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -52,7 +57,8 @@ class ResponseHead:
     `body` is its framing, 0 for every answer that cannot have a body. `idle_timeout` is the `timeout` of
     Keep-Alive in seconds, if told. `lines` is what goes downstream: the status line, then header lines whose
     values may be rewritten in place before `downstream_head`; `framing_at` is the place of Content-Length or
-    Transfer-Encoding in it, 0 for none.
+    Transfer-Encoding in it, 0 for none. `special` has (place, kind) of those lines that depend on how the
+    caller came, see `rewriting`. What concerns TLS only (Strict-Transport-Security and kin) is left out.
     """
 
     __slots__ = (
@@ -64,6 +70,7 @@ class ResponseHead:
         "lines",
         "minor",
         "reason",
+        "special",
         "status",
         "upgrade",
     )
@@ -78,6 +85,7 @@ class ResponseHead:
     idle_timeout: int | None
     lines: list[bytes]
     framing_at: int
+    special: list[tuple[int, int]]
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -168,6 +176,7 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
     keep = kept.append
     head.framing_at = 0
     head.idle_timeout = None
+    head.special = special = []
     bodyless = method == b"HEAD" or status == 304 or status == 204 or status < 200
     keeps_length = not bodyless or (status >= 200 and status != 204)  # RFC 9110 8.6
     lengths: list[bytes] = []
@@ -197,6 +206,9 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
             head.idle_timeout = int(timeout[1]) if timeout is not None else None
         elif kind == UPGRADE:
             upgrade.append(value.strip(OWS))
+        elif kind in _SPECIAL:
+            special.append((len(kept), kind))
+            keep(line)
         elif kind in _ONLY_IN_REQUESTS:
             keep(line)
     try:
@@ -209,6 +221,9 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
         head.keep_alive = False
     if tokens and (names := named_headers(tokens) - _NAMED_FRAMING):
         head.framing_at = drop_named(kept, names, head.framing_at)
+        if special:
+            kinds = (KINDS[line[: line.find(b":")]] for line in kept[1:])
+            head.special = [(at, kind) for at, kind in enumerate(kinds, start=1) if kind in _SPECIAL]
     if bodyless and head.body:
         _ignore_announced_body(head, method)
     head.upgrade = _granted(upgrade, tokens, asked) if status == 101 else None
