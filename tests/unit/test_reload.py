@@ -41,11 +41,8 @@ class _Stand:
             raise self.fails[what]
 
     def adopt(self, generation: Generation) -> None:
-        self._do("adopt")
+        self._do(f"adopt {generation.number}")
         self.generation = generation
-
-    def set_generation(self, number: int, **_: object) -> None:
-        self._do(f"count {number}")
 
     def reload(self, ok: bool, now: float) -> None:
         self._do("ok" if ok else "failed")
@@ -95,7 +92,7 @@ def _reload(stand: _Stand) -> Reload:
 def test_addresses_are_bound_before_the_routes_change_and_served_after(stand: _Stand, build: Any) -> None:
     """What may fail comes first; and nobody is served at a new address by the old routes."""
     assert _reload(stand) == Reload(True, ())
-    assert stand.done == ["prepare", "adopt", "count 2", "commit", "ok"]
+    assert stand.done == ["prepare", "adopt 2", "commit", "ok"]
 
 
 def test_a_config_that_is_wrong_changes_nothing(stand: _Stand, build: Any) -> None:
@@ -121,11 +118,11 @@ def test_a_fault_of_our_own_keeps_the_old_generation(
     stand: _Stand, build: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged with its traceback, and the caller is told; new addresses are given back."""
-    stand.fails["adopt"] = RuntimeError("ours")
+    stand.fails["adopt 2"] = RuntimeError("ours")
     with caplog.at_level(logging.ERROR, "sidecert.reload"):
         result = _reload(stand)
     assert not result.ok
-    assert stand.done == ["prepare", "adopt", "discard", "failed"]
+    assert stand.done == ["prepare", "adopt 2", "discard", "failed"]
     assert any(record.exc_info for record in caplog.records)
 
 
@@ -166,7 +163,7 @@ def test_reloads_wait_for_each_other(stand: _Stand, build: Any) -> None:
         await asyncio.gather(*(reloader.reload() for _ in range(3)))
 
     asyncio.run(scenario())
-    assert [what for what in stand.done if what.startswith("count")] == ["count 2", "count 3", "count 4"]
+    assert [what for what in stand.done if what.startswith("adopt")] == ["adopt 2", "adopt 3", "adopt 4"]
 
 
 def test_a_reload_that_ends_during_the_drain_opens_nothing(stand: _Stand, build: Any) -> None:
