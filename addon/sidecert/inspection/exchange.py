@@ -58,8 +58,8 @@ class InspectedExchange(Exchange):
 
     # -- the request -----------------------------------------------------------------------------------
 
-    def start(self, piece: bytes, done: bool) -> None:
-        self._asked.add(piece, done, [])
+    def start(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]] | None = None) -> None:
+        self._asked.add(piece, done, trailers or [])
         self._show(self._show_request)
 
     def take_body(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]]) -> None:
@@ -111,15 +111,12 @@ class InspectedExchange(Exchange):
         # First: the upstream may want the caller to wait before `start` is over.
         self._caller.resume_reading()
         if request.raw_content is None:
-            super().start(bytes(body.content), body.done)
-        elif trailers := edits.trailers_of(request):
-            super().start(request.raw_content, False)
-            super().take_body(b"", True, trailers)
+            super().start(bytes(body.content), body.done, body.trailers)
         else:
-            super().start(request.raw_content, True)
+            super().start(request.raw_content, True, edits.trailers_of(request))
         body.content.clear()
-        if self.upstream is not None:
-            self._record.note_route(self.upstream)
+        if (upstream := self.upstream) is not None:
+            noting(lambda: self._record.note_route(upstream))
 
     async def _answer_from_addon(self, response: http.Response) -> None:
         """Answer with what an addon has made. Nothing goes upstream."""
