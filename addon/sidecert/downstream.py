@@ -164,7 +164,7 @@ class Downstream(asyncio.Protocol):
         self._reader = reader = body_reader(head.body)
         piece = self._feed(reader, rest)
         if piece is not None:
-            exchange.start(piece, self._reader is None)
+            exchange.start(piece, self._reader is None, _trailers(reader))
         return True
 
     def _wait_for_head(self) -> None:
@@ -175,8 +175,7 @@ class Downstream(asyncio.Protocol):
     def _read_body(self, exchange: Exchange, reader: BodyReader, data: bytes) -> None:
         piece = self._feed(reader, data)
         if piece is not None:
-            trailers = reader.trailers if isinstance(reader, ChunkedBody) else []
-            exchange.take_body(piece, self._reader is None, trailers)
+            exchange.take_body(piece, self._reader is None, _trailers(reader))
 
     def _feed(self, reader: BodyReader, data: bytes) -> bytes | None:
         """The part of the body in `data`; None where the body is malformed, which has been answered."""
@@ -360,3 +359,7 @@ class Downstream(asyncio.Protocol):
         except Exception as again:
             log.error("an error of sidecert's own on a downstream connection", exc_info=again)
             self.cut()
+
+
+def _trailers(reader: BodyReader) -> list[tuple[bytes, bytes]]:
+    return reader.trailers if isinstance(reader, ChunkedBody) else []

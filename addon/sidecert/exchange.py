@@ -112,8 +112,8 @@ class Exchange:
 
     # -- the request, from the downstream connection ---------------------------------------------------
 
-    def start(self, piece: bytes, done: bool) -> None:
-        """Begin, with the part of the body that came with the head."""
+    def start(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]] | None = None) -> None:
+        """Begin, with the part of the body that came with the head; `trailers` if that was all of it."""
         try:
             self._pool, self.upstream = self._plane.find(self.head, self._caller.listener)
         except Refusal as refusal:
@@ -122,7 +122,7 @@ class Exchange:
             return
         self._pool.stats.in_progress += 1
         self._asked_whole = done
-        body = self._frame(piece, done)
+        body = self._frame(piece, done, trailers)
         connection = self._pool.take(self.upstream)
         if connection is None:
             self._waiting = body
