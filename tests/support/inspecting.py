@@ -26,12 +26,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # mitmproxy's use of pyparsing
     from mitmproxy.addons.next_layer import NextLayer
     from mitmproxy.addons.proxyserver import Proxyserver
+    from mitmproxy.hooks import Hook
     from mitmproxy.http import HTTPFlow
     from mitmproxy.io import FlowReader
 
-    from sidecert.inspection import install
+    from sidecert.inspection import InspectedExchange, Stage, install
 
-__all__ = ["NextLayer", "Proxyserver", "Tool", "inspecting", "install"]
+__all__ = ["Hook", "InspectedExchange", "NextLayer", "Proxyserver", "Stage", "Tool", "inspecting", "install"]
 
 SCRIPT = Path(__file__).resolve().parents[2] / "addon" / "sidecert" / "script.py"
 PATIENCE = 20.0
