@@ -29,8 +29,12 @@ log = logging.getLogger(__name__)
 _VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _MAX_RECORD = 16384
 _FIRST_BYTES = 16
+_UNUSED = _ffi.new("char *[1]")
+"""Where BIO_get_mem_data may write an address that nobody looks at: only the size is wanted."""
+_allocate = _ffi.new_allocator(should_clear_after_alloc=False)
 
-# Alerts that are no failures: close_notify, user_canceled (JDK 17 says it before a plain close), no_renegotiation.
+# Alerts that are no failures: close_notify, user_canceled (JDK 17 says it before a plain close) and
+# no_renegotiation.
 _HARMLESS_ALERTS = frozenset((0, 90, 100))
 _UNRECOGNISED_NAME = 112
 _WARNING = 1
@@ -96,7 +100,17 @@ class TlsStream:
     Feed what the transport receives to `receive`; send what `take_output` returns.
     """
 
-    __slots__ = ("_connection", "_noted", "closed", "established", "seen", "ticket")
+    __slots__ = (
+        "_connection",
+        "_incoming",
+        "_noted",
+        "_outgoing",
+        "_ssl",
+        "closed",
+        "established",
+        "seen",
+        "ticket",
+    )
 
     def __init__(self, context: SSL.Context, server_name: str, seen: Observation) -> None:
         self.seen = seen
@@ -108,6 +122,10 @@ class TlsStream:
         """A session ticket has come: a TLS 1.3 upstream sends one only after it has accepted us."""
         self._noted = False
         self._connection = connection = SSL.Connection(context, None)
+        # Per request pyOpenSSL's own recv, send and BIO calls cost three times what these do in OpenSSL.
+        self._ssl = connection._ssl
+        self._incoming = connection._into_ssl
+        self._outgoing = connection._from_ssl
         connection.set_app_data(self)
         connection.set_connect_state()
         _name(connection, server_name)
@@ -126,31 +144,33 @@ class TlsStream:
         seen = self.seen
         if len(seen.first_bytes) < _FIRST_BYTES:
             seen.first_bytes += data[: _FIRST_BYTES - len(seen.first_bytes)]
-        self._connection.bio_write(data)
+        if _lib.BIO_write(self._incoming, data, len(data)) != len(data):
+            raise TlsFailure("OpenSSL has no memory for what came")
         if not self.established and not self._handshake():
             return b""
         return self._read()
 
     def send(self, data: bytes) -> bytes:
         """Encrypt `data`, and give back what must go to the transport. Raises TlsFailure."""
-        try:
-            self._connection.sendall(data)
-        except SSL.Error as exc:
-            raise self._failure(exc) from exc
+        for start in range(0, len(data), _MAX_RECORD):
+            # A record at a time, since pyOpenSSL lets a write end after the first one.
+            piece = data[start : start + _MAX_RECORD]
+            done = _lib.SSL_write(self._ssl, piece, len(piece))
+            if done <= 0:
+                try:
+                    self._connection._raise_ssl_error(self._ssl, done)
+                except SSL.Error as exc:
+                    raise self._failure(exc) from exc
         return self.take_output()
 
     def take_output(self) -> bytes:
         """Bytes that OpenSSL wants sent: handshake messages, alerts, key updates, records."""
-        pieces = []
-        try:
-            while True:
-                pieces.append(self._connection.bio_read(65536))
-                if len(pieces[-1]) < 65536:
-                    break
-        except SSL.WantReadError:
-            pass
         self._noted = False
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        size = _lib.BIO_get_mem_data(self._outgoing, _UNUSED)
+        if not size:
+            return b""
+        buffer = _allocate("char[]", size)
+        return bytes(_ffi.buffer(buffer, _lib.BIO_read(self._outgoing, buffer, size)))
 
     @property
     def has_output(self) -> bool:
@@ -193,9 +213,18 @@ class TlsStream:
     def _read(self) -> bytes:
         pieces = []
         retried = False
+        buffer = _allocate("char[]", _MAX_RECORD)
         while True:
+            size = _lib.SSL_read(self._ssl, buffer, _MAX_RECORD)
+            if size > 0:
+                pieces.append(bytes(_ffi.buffer(buffer, size)))
+                # A read takes a whole record. Asking for one more where nothing is left would cost an
+                # exception per answer.
+                if not _lib.BIO_get_mem_data(self._incoming, _UNUSED):
+                    break
+                continue
             try:
-                pieces.append(self._connection.recv(_MAX_RECORD))
+                self._connection._raise_ssl_error(self._ssl, size)
             except SSL.WantReadError:
                 break
             except SSL.ZeroReturnError:
@@ -273,7 +302,9 @@ def _name(connection: SSL.Connection, server_name: str) -> None:
 
 
 def _reason(exc: SSL.Error) -> str:
-    entries: Iterable[tuple[str, str, str]] = exc.args[0] if exc.args and isinstance(exc.args[0], list) else ()
+    entries: Iterable[tuple[str, str, str]] = (
+        exc.args[0] if exc.args and isinstance(exc.args[0], list) else ()
+    )
     reasons = [entry[2] for entry in entries if entry[2]]
     return reasons[0] if reasons else (str(exc) or type(exc).__name__)
 
