@@ -25,8 +25,27 @@ _FLUSH_SECONDS = 60.0
 """How long a caller may take to read the last of an answer once nothing else is to come."""
 
 
+def accept(plane: Plane, listener: Listener) -> asyncio.Protocol:
+    """The protocol of a connection that was just accepted.
+
+    Never raises: uvloop would neither serve that connection nor accept another on the same listener.
+    """
+    try:
+        return Downstream(plane, listener)
+    except Exception as exc:
+        log.error("an error of sidecert's own at a new connection", exc_info=exc)
+        return _Cut()
+
+
+class _Cut(asyncio.Protocol):
+    """Ends a connection that nobody can serve."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
 class Downstream(asyncio.Protocol):
-    """Made for each accepted connection."""
+    """Made by `accept` for each accepted connection."""
 
     def __init__(self, plane: Plane, listener: Listener) -> None:
         self.listener = listener
@@ -78,8 +97,8 @@ class Downstream(asyncio.Protocol):
                 self._read_body(self._exchange, self._reader, data)
             else:
                 self._buffer += data
-                if len(self._buffer) > _MAX_PIPELINED:
-                    self.pause_reading()
+            if len(self._buffer) > _MAX_PIPELINED and (self._exchange is not None or self._write_paused):
+                self.pause_reading()  # nobody looks at these bytes for a while
         except Exception as exc:
             self._fault(exc)
 
@@ -93,10 +112,13 @@ class Downstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        self._deadline.close()
         self._stats.connections -= 1
         self._plane.forget(self)
-        self._leave_exchange()
+        try:
+            self._leave_exchange()
+            self._deadline.close()
+        except Exception as error:
+            log.error("an error of sidecert's own after a downstream connection", exc_info=error)
 
     def _leave_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
@@ -105,8 +127,11 @@ class Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        if self._exchange is not None:
-            self._exchange.pause_answer()
+        try:
+            if self._exchange is not None:
+                self._exchange.pause_answer()
+        except Exception as exc:
+            self._fault(exc)
 
     def resume_writing(self) -> None:
         self._write_paused = False
@@ -114,6 +139,7 @@ class Downstream(asyncio.Protocol):
             if self._exchange is not None:
                 self._exchange.resume_answer()
             else:
+                self.resume_reading()
                 self._next()
         except Exception as exc:
             self._fault(exc)
@@ -129,6 +155,8 @@ class Downstream(asyncio.Protocol):
             while self._buffer and self._exchange is None and not self._closing and not self._write_paused:
                 if not self._begin():
                     break
+        except Exception as exc:
+            self._fault(exc)  # here, since our caller may be the exchange before, which has nothing to do with it
         finally:
             self._in_turn = False
 
@@ -218,7 +246,12 @@ class Downstream(asyncio.Protocol):
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
         """Answer with `refusal` in the place of the upstream, and end the exchange."""
         head = exchange.head
-        keep_alive = head.keep_alive and self._reader is None and not self._plane.draining
+        keep_alive = (
+            head.keep_alive
+            and self._reader is None
+            and not self._plane.draining
+            and refusal.outcome != Reason.INTERNAL.word  # who knows where the request ends
+        )
         upstream = exchange.upstream
         accept = next((value for name, value in head.headers if name.lower() == b"accept"), b"")
         self.write(
@@ -358,7 +391,8 @@ class Downstream(asyncio.Protocol):
             self._exchange.fault(exc)
         except Exception as again:
             log.error("an error of sidecert's own on a downstream connection", exc_info=again)
-            self.cut()
+            self._closing = True
+            self._transport.abort()
 
 
 def _trailers(reader: BodyReader) -> list[tuple[bytes, bytes]]:

@@ -128,7 +128,7 @@ class Exchange:
             self._waiting = body
             self._open()
         else:
-            self._reused = True
+            self._connection = connection
             self._send(connection, body)
 
     def take_body(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]]) -> None:
@@ -150,8 +150,10 @@ class Exchange:
     def caller_left(self) -> None:
         """The caller's connection has ended: nobody waits for the answer."""
         if not self._ended:
-            self._end(499)
-            self._let_go()
+            try:
+                self._end(499)
+            finally:
+                self._let_go()
 
     def timed_out(self) -> None:
         """The deadline that was set last has passed."""
@@ -205,28 +207,32 @@ class Exchange:
 
     def _open(self) -> None:
         self._opening = asyncio.get_running_loop().create_task(self._open_and_send())
+        self._opening.add_done_callback(self._opening_ended)
 
     async def _open_and_send(self) -> None:
         assert self._pool is not None
         assert self.upstream is not None
         try:
-            connection = await self._pool.open(self.upstream)
-            self._opening = None
-            body, self._waiting = self._waiting, b""
-            self._reused = False
-            if not self._asked_whole:
-                self._caller.resume_reading()
-            self._send(connection, body)
+            self._connection = connection = await self._pool.open(self.upstream)
         except NotOpened as failure:
             self.refuse(self._explain(failure.seen, failure.outcome))
+            return
         except Refusal as refusal:
             self.refuse(refusal)
-        except Exception as exc:
-            self.fault(exc)
+            return
+        self._opening = None
+        body, self._waiting = self._waiting, b""
+        if not self._asked_whole:
+            self._caller.resume_reading()
+        self._send(connection, body)
+
+    def _opening_ended(self, opening: asyncio.Task[None]) -> None:
+        if not opening.cancelled() and (error := opening.exception()) is not None:
+            self.fault(error)
 
     def _send(self, connection: UpstreamConnection, body: bytes) -> None:
         assert self.upstream is not None
-        self._connection = connection
+        self._reused = connection.reusable
         head = upstream_head(self.head, self.upstream.host_header)
         connection.begin(self, self.head.method, head + body if body else head, self.head.upgrade)
         self._wait_for_answer()
@@ -309,13 +315,14 @@ class Exchange:
         return framed + last_chunk(self._connection.trailers)
 
     def _answered(self) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection
         assert connection is not None
         assert self._pool is not None
         if self._asked_whole:
             self._pool.release(connection)
         else:
             connection.leave()  # the rest of the request was never sent: nobody may use what is left
+        self._connection = None
         self._end(self._status, from_upstream=True)
         self._caller.finish(keep_alive=self._keep_alive)
 
@@ -401,19 +408,23 @@ class Exchange:
         self._let_go()
         self._caller.cut()
 
-    def fault(self, exc: Exception) -> None:
+    def fault(self, exc: BaseException) -> None:
         """Our own code failed: the call is refused or cut, and never sent again."""
         log.error("an error of sidecert's own in an exchange", exc_info=exc)
-        if self._ended:
-            self._caller.cut()
-            return
-        self.refuse(
-            Refusal.of(
-                Reason.INTERNAL,
-                "an error of sidecert's own; the log has the details",
-                "report it, with the log",
-            )
-        )
+        try:
+            if not self._ended:
+                self.refuse(
+                    Refusal.of(
+                        Reason.INTERNAL,
+                        "an error of sidecert's own; the log has the details",
+                        "report it, with the log",
+                    )
+                )
+                return
+            self._let_go()
+        except Exception as again:
+            log.error("an error of sidecert's own while an exchange was refused", exc_info=again)
+        self._caller.cut()
 
     def _end(self, status: int, *, from_upstream: bool = False) -> None:
         """Count the call, once."""

@@ -62,14 +62,21 @@ class Pool:
         self._make_room()
         if self._is_full:
             connection = await self._wait(upstream)
-            if connection is not None:
+            if connection is not None and connection.is_alive():
                 return connection
-            self._promised -= 1
+            if connection is None:
+                self._promised -= 1
+            else:
+                connection.close()
         connection = UpstreamConnection(upstream, self.stats, self._ended)
         self._connections.add(connection)
         self.stats.active += 1
-        await connection.open()
-        connection.usable_until = self._loop.time() + self._lifetime()
+        try:
+            await connection.open()
+            connection.usable_until = self._loop.time() + self._lifetime()
+        except BaseException:
+            connection.leave()  # whatever it was, its place must not stay taken
+            raise
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:

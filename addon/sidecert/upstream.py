@@ -109,7 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._hold: asyncio.TimerHandle | None = None
         self._tls: TlsStream
-        self._socket: socket.socket
+        self._socket: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
         self._exchange: AnswerTaker | None = None
         self._method = b""
@@ -174,7 +174,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._open()
         elif self._hold is None:
             wait = max(_HOLD_LEAST, 2 * (self._established - self._hello_sent))
-            self._hold = self._loop.call_later(wait, self._open)
+            self._hold = self._loop.call_later(wait, self._held_long_enough)
+
+    def _held_long_enough(self) -> None:
+        try:
+            self._open()
+        except Exception as exc:
+            self._fault(exc)
 
     def _open(self) -> None:
         if self._hold is not None:
@@ -198,6 +204,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def peer(self) -> Peer:
         """What there is to tell about an open connection."""
+        assert self._socket is not None
         return Peer(
             address=self._socket.getpeername(),
             own_address=self._socket.getsockname(),
@@ -212,11 +219,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def begin(self, exchange: AnswerTaker, method: bytes, data: bytes, upgrade: bytes | None) -> None:
         """Send the first bytes of a request; the answer goes to `exchange`."""
+        self.reusable = False
+        if self._state is _State.ENDED:
+            exchange.upstream_ended(None)  # between its opening and now
+            return
         self._exchange = exchange
         self._method = method
         self._upgrade = upgrade
         self._interims = 0
-        self.reusable = False
         if self.outcome is None:
             self.seen.request_sent = True
         self.send(data)
@@ -246,9 +256,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End an idle connection in good order."""
-        if self._state is not _State.ENDED:
-            self._write(self._tls.close())
-        self._end(Ending.NONE)
+        try:
+            if self._state is not _State.ENDED:
+                self._write(self._tls.close())
+            self._end(Ending.NONE)
+        except Exception as exc:
+            self._fault(exc)
 
     def _write(self, data: bytes) -> None:
         if data:
@@ -260,7 +273,7 @@ class UpstreamConnection(asyncio.Protocol):
 
         An end that the kernel has seen but the event loop has not yet read shows up here.
         """
-        if self._state is not _State.OPEN:
+        if self._state is not _State.OPEN or self._socket is None:
             return False
         try:
             self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -302,12 +315,18 @@ class UpstreamConnection(asyncio.Protocol):
         self._end(Ending.EOF if exc is None else Ending.RESET, "" if exc is None else str(exc))
 
     def pause_writing(self) -> None:
-        if self._exchange is not None:
-            self._exchange.pause_caller()
+        try:
+            if self._exchange is not None:
+                self._exchange.pause_caller()
+        except Exception as exc:
+            self._fault(exc)
 
     def resume_writing(self) -> None:
-        if self._exchange is not None:
-            self._exchange.resume_caller()
+        try:
+            if self._exchange is not None:
+                self._exchange.resume_caller()
+        except Exception as exc:
+            self._fault(exc)
 
     # -- the answer ------------------------------------------------------------------------------------
 
@@ -326,6 +345,9 @@ class UpstreamConnection(asyncio.Protocol):
                 self._take_head(exchange, plain)
         except (BadAnswer, BodyError) as exc:
             self._end(Ending.NONE, cause=exc)
+        except Exception:
+            self._exchange = exchange  # so that it is told, also where it has taken a whole answer
+            raise
 
     def _take_head(self, exchange: AnswerTaker, plain: bytes) -> None:
         scanned = len(self._buffer)
@@ -382,20 +404,35 @@ class UpstreamConnection(asyncio.Protocol):
         self.reusable = False
         if self._hold is not None:
             self._hold.cancel()
-        if self.outcome is None:
-            self.seen.ending, self.seen.error = ending, error or self.seen.error
-            self._settle()
-        if self._transport is not None:
-            if ending is Ending.ABANDONED:
-                self._transport.abort()
-            else:
-                self._transport.close()
-        if not self._opened.done():
-            assert self.outcome is not None
-            self._opened.set_exception(NotOpened(self.seen, self.outcome))
-            self._opened.exception()  # it may be that nobody waits any more
+        try:
+            if self.outcome is None:
+                self.seen.ending, self.seen.error = ending, error or self.seen.error
+                self._settle()
+        except Exception as exc:
+            log.error("an error of sidecert's own at the end of an upstream connection", exc_info=exc)
+            cause = exc
         exchange, self._exchange = self._exchange, None
-        self._on_end(self)
+        if not self._opened.done():
+            self._opened.set_exception(cause or NotOpened(self.seen, self.outcome or Outcome.UNDECIDED))
+            self._opened.exception()  # it may be that nobody waits any more
+        try:
+            self._close_transport(ending)
+        finally:
+            try:
+                self._on_end(self)
+            finally:
+                self._tell_end(exchange, ending, cause)
+
+    def _close_transport(self, ending: Ending) -> None:
+        if self._transport is None:
+            if self._socket is not None:
+                self._socket.close()
+        elif ending is Ending.ABANDONED:
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def _tell_end(self, exchange: AnswerTaker | None, ending: Ending, cause: Exception | None) -> None:
         if exchange is not None:
             if isinstance(self._reader, CloseBody) and ending is Ending.CLOSE_NOTIFY:
                 exchange.take_piece(b"", True)
@@ -405,4 +442,5 @@ class UpstreamConnection(asyncio.Protocol):
     def _fault(self, exc: Exception) -> None:
         """Our own code failed: nothing more goes in or out on this connection."""
         log.error("an error of sidecert's own on an upstream connection", exc_info=exc)
-        self._end(Ending.FAILED, "an error of sidecert's own", cause=exc)
+        # The attempt is nobody's fault but ours: its outcome stays open.
+        self._end(Ending.ABANDONED, "an error of sidecert's own", cause=exc)

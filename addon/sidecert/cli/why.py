@@ -12,13 +12,12 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from sidecert.config import Bind
 from sidecert.cli.common import NO, config_option, fail, fail_config, find_config, json_option
-from sidecert.config import Config, ListenerConfig, RouteConfig, normalise_host, read
+from sidecert.config import Bind, Config, ListenerConfig, RouteConfig, normalise_host, read
+from sidecert.config.values import method as check_method
 from sidecert.errors import ConfigError, Refusal
 from sidecert.logs import escape
 from sidecert.routing import Candidate, Router, ties
-from sidecert.config.values import method as check_method
 
 _LISTED = 20  # routes that are printed for people; --json has them all
 _SCHEMES = {"http": 80, "https": 443}

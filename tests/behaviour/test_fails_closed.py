@@ -1,0 +1,714 @@
+"""Whatever of our own code raises: the call is refused or cut, nobody hangs, and nothing goes out unasked.
+
+Every function of the data plane is made to raise, one at a time, in each kind of call that reaches it. The
+calls are real ones, over real sockets and TLS, on both event loops.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+import sidecert.answers
+import sidecert.connect
+import sidecert.downstream
+import sidecert.exchange
+import sidecert.upstream
+from sidecert.downstream import Downstream
+from sidecert.exchange import Exchange
+from sidecert.http1 import RequestParser, ResponseParser
+from sidecert.plane import Plane
+from sidecert.pool import Pool
+from sidecert.metrics import RouteStats
+from sidecert.timers import Deadline
+from sidecert.tls import TlsStream
+from sidecert.upstream import UpstreamConnection
+from support.certs import Pki
+from support.clients import Answer, Talker
+from support.inside import LOOPS, Inside, LoopKind, running_inside
+from support.peers import Peers
+from support.recorder import Exchange as Asked
+from support.recorder import TlsRecorder, head
+from support.sidecar import config, route
+
+HANG = 2.0  # seconds in which a caller must have been told
+BIG = 8 << 20
+CLASSES: tuple[type, ...] = (Downstream, Exchange, UpstreamConnection, Pool, TlsStream, Deadline)
+OTHERS: tuple[tuple[Any, str], ...] = (
+    (Plane, "find"),
+    (RequestParser, "parse"),
+    (RequestParser, "check_partial"),
+    (ResponseParser, "parse"),
+    (ResponseParser, "check_partial"),
+    (RouteStats, "handshake"),
+    (RouteStats, "request"),
+    (RouteStats, "cert_requested"),
+    (sidecert.answers, "render"),
+    (sidecert.connect, "_resolve"),
+    (sidecert.connect, "_race"),
+    (sidecert.connect, "_attempt"),
+    (sidecert.connect, "_abandon"),
+    (sidecert.downstream, "body_reader"),
+    (sidecert.downstream, "find_head"),
+    (sidecert.exchange, "downstream_head"),
+    (sidecert.exchange, "encode_chunk"),
+    (sidecert.exchange, "explain"),
+    (sidecert.exchange, "last_chunk"),
+    (sidecert.exchange, "upstream_head"),
+    (sidecert.upstream, "body_reader"),
+    (sidecert.upstream, "connect"),
+    (sidecert.upstream, "decide"),
+    (sidecert.upstream, "find_head"),
+)
+# What everything else falls back to when it has failed: these raise once, not for ever.
+LAST_RESORTS = {
+    "Downstream.cut",
+    "Downstream._fault",
+    "Exchange._end",
+    "Exchange.fault",
+    "Exchange._let_go",
+    "UpstreamConnection._end",
+    "UpstreamConnection._fault",
+}
+
+
+# These hold nothing but a guard, or take note that something has ended: there is nobody behind them to fall
+# back to, and each function that they call is made to raise.
+GUARDS = {"Downstream.connection_made", "Downstream.connection_lost", "UpstreamConnection.connection_made"}
+
+
+class Boom(Exception):
+    """What is thrown in."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A function that can be made to raise."""
+
+    owner: Any
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.owner.__name__.rpartition('.')[2]}.{self.name}"
+
+    @contextmanager
+    def wrapped(self, enter: Callable[[], None]) -> Iterator[None]:
+        """Calls `enter` before each call of the function, or in its place where it raises."""
+        original = inspect.getattr_static(self.owner, self.name)
+        setattr(self.owner, self.name, _wrap(original, enter))
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.name, original)
+
+
+def _wrap(original: Any, enter: Callable[[], None]) -> Any:
+    if isinstance(original, property):
+        return property(_wrap(original.fget, enter))
+    if inspect.iscoroutinefunction(original):
+
+        async def later(*arguments: Any, **named: Any) -> Any:
+            enter()
+            return await original(*arguments, **named)
+
+        return later
+
+    def now(*arguments: Any, **named: Any) -> Any:
+        enter()
+        return original(*arguments, **named)
+
+    return now
+
+
+def places() -> list[Place]:
+    """Every function that is part of carrying a call."""
+    found = [
+        Place(owner, name)
+        for owner in CLASSES
+        for name, value in vars(owner).items()
+        if isinstance(value, (FunctionType, property))
+    ]
+    found += [Place(owner, name) for owner, name in OTHERS]
+    return [place for place in found if str(place) not in GUARDS]
+
+
+# -- the upstream ------------------------------------------------------------------------------------------
+
+
+def by_path(asked: Asked) -> None:
+    """What the upstream does about each path."""
+    seen = asked.seen
+    match seen.target.partition("?")[0]:
+        case "/big":
+            asked.send(head(200, ("Content-Length", str(BIG))))
+            for _ in range(BIG >> 16):
+                asked.send(b"s" * 65536)
+        case "/chunked":
+            asked.send(head(200, ("Transfer-Encoding", "chunked")))
+            asked.send(b"3\r\nabc\r\n")
+            asked.send(b"3\r\ndef\r\n0\r\nX-Sum: 6\r\n\r\n")
+        case "/until-close":
+            asked.send(head(200) + b"abcdef")
+            asked.finish()
+        case "/hints":
+            asked.send(head(103, ("Link", "</a>")))
+            asked.send(head(200, ("Content-Length", "6")) + b"abcdef")
+        case "/cut":
+            asked.send(head(200, ("Content-Length", "1000")) + b"abc")
+            asked.cut()
+        case "/dies-when-reused":
+            if any(r.connection == seen.connection for r in RECORDED[-1].requests if r is not seen):
+                asked.cut()
+            else:
+                asked.send(head(200, ("Content-Length", "6")) + b"abcdef")
+        case "/junk":
+            asked.send(b"what is this\r\n\r\n")
+        case "/silence":
+            asked.wire.recv(1)
+            asked.ended = True
+        case "/socket":
+            asked.send(head(101, ("Upgrade", "websocket"), ("Connection", "Upgrade")))
+            while data := asked.wire.recv(65536):
+                asked.send(data)
+            asked.ended = True
+        case "/slow-to-read":
+            GATE.wait(5)
+            asked.read_body()
+            asked.send(head(200, ("Content-Length", "6")) + b"abcdef")
+        case _:
+            asked.read_body()
+            asked.send(head(200, ("Content-Length", "6")) + b"abcdef")
+
+
+RECORDED: list[TlsRecorder] = []
+GATE = threading.Event()
+
+
+# -- the calls ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stage:
+    """Where one call is made. `arm` lets the fault come from now on; `ends` says how each call ended."""
+
+    inside: Inside
+    arm: Callable[[], None]
+    natural: frozenset[str] = frozenset()
+    ends: list[str] = field(default_factory=list)
+    talkers: list[Talker] = field(default_factory=list)
+
+    def talker(self) -> Talker:
+        talker = Talker(self.inside.address, HANG)
+        self.talkers.append(talker)
+        return talker
+
+    def request(self, target: str, *fields: str, method: str = "GET", route: str = "good") -> bytes:
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {route}.test", *fields]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def read(self, talker: Talker, body: bytes = b"abcdef") -> Answer | None:
+        """One answer, which must be the upstream's whole one, or one of ours, or be cut; None when cut."""
+        try:
+            answer = talker.read_answer()
+        except (EOFError, ConnectionError):
+            self.ends.append("cut")
+            return None
+        except TimeoutError:
+            raise AssertionError("the caller was left hanging") from None
+        ours = answer.header("Sidecert-Outcome")
+        if ours is None:
+            assert answer.status == 101 or answer.body == body, "a wrong body, with a clean end"
+        self.ends.append(ours or "whole")
+        return answer
+
+    def drop_end(self, talker: Talker) -> None:
+        """Reads until the connection ends, however it ends."""
+        try:
+            talker.read_until_close()
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            raise AssertionError("the connection was left open") from None
+
+
+def fresh(stage: Stage) -> None:
+    """A call on a new connection, both sides."""
+    stage.arm()
+    talker = stage.talker()
+    talker.send(stage.request("/fresh"))
+    stage.read(talker)
+
+
+def reused(stage: Stage) -> None:
+    """A second call on the same connections."""
+    talker = stage.talker()
+    talker.send(stage.request("/first"))
+    stage.read(talker)
+    stage.arm()
+    talker.send(stage.request("/second"))
+    stage.read(talker)
+
+
+def pipelined(stage: Stage) -> None:
+    """Three requests in one packet."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(b"".join(stage.request(f"/pipelined?{n}") for n in range(3)))
+    for _ in range(3):
+        if stage.read(talker) is None:
+            break
+
+
+def second_of_pipelined(stage: Stage) -> None:
+    """The fault comes while the second request waits behind the first."""
+    talker = stage.talker()
+    talker.send(stage.request("/chunked") + stage.request("/pipelined"))
+    stage.read(talker)
+    stage.arm()
+    stage.read(talker)
+
+
+def posted(stage: Stage) -> None:
+    """A body that comes after its head."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/posted", "Content-Length: 6", method="POST") + b"abc")
+    talker.send(b"def")
+    stage.read(talker)
+
+
+def posted_like_a_request(stage: Stage) -> None:
+    """A body that reads like a request: it must never become one."""
+    talker = stage.talker()
+    stage.arm()
+    inner = stage.request("/smuggled", method="POST")
+    talker.send(stage.request("/posted", f"Content-Length: {len(inner)}", method="POST") + inner)
+    stage.read(talker)
+
+
+def posted_chunked(stage: Stage) -> None:
+    """A chunked body with a trailer, half of it on an established connection."""
+    talker = stage.talker()
+    talker.send(stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n")
+    stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
+    stage.arm()
+    talker.send(b"3\r\ndef\r\n0\r\nX-Sum: 6\r\n\r\n")
+    stage.read(talker)
+
+
+def answered_chunked(stage: Stage) -> None:
+    """A chunked answer with a trailer."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/chunked"))
+    stage.read(talker)
+
+
+def answered_until_close(stage: Stage) -> None:
+    """A close-delimited answer."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/until-close"))
+    stage.read(talker)
+
+
+def interim(stage: Stage) -> None:
+    """A 103 before the answer."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/hints"))
+    stage.read(talker)
+
+
+def cut_answer(stage: Stage) -> None:
+    """The upstream breaks off in the middle of its answer."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/cut"))
+    stage.read(talker)
+
+
+def repeated(stage: Stage) -> None:
+    """The upstream ends a reused connection instead of answering: a GET is sent once more."""
+    talker = stage.talker()
+    talker.send(stage.request("/dies-when-reused?1"))
+    stage.read(talker)
+    stage.arm()
+    talker.send(stage.request("/dies-when-reused?2"))
+    stage.read(talker)
+
+
+def junk(stage: Stage) -> None:
+    """An answer that is none."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/junk"))
+    stage.read(talker)
+
+
+def silent(stage: Stage) -> None:
+    """An upstream that does not answer in time."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/silence"))
+    stage.read(talker)
+
+
+def slow_reader(stage: Stage) -> None:
+    """The caller does not read for a while: we stop reading from the upstream, and go on later."""
+    talker = stage.talker()
+    talker.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    stage.arm()
+    talker.send(stage.request("/big"))
+    try:
+        stage.inside.wait_for(lambda: any(getattr(c, "_write_paused", True) for c in _open(stage)), 1)
+    except AssertionError:
+        pass  # the fault came first
+    stage.read(talker, b"s" * BIG)
+
+
+def _open(stage: Stage) -> list[Any]:
+    return list(stage.inside.plane.connections) or [None]
+
+
+def slow_upstream(stage: Stage) -> None:
+    """The upstream does not read for a while: we stop reading from the caller, and go on later."""
+    GATE.clear()
+    talker = stage.talker()
+    talker.send(stage.request("/slow-to-read", f"Content-Length: {BIG}", method="POST"))
+    stage.arm()
+    sender = threading.Thread(target=_send_all, args=(talker, b"p" * BIG), daemon=True)
+    sender.start()
+    try:
+        stage.inside.wait_for(lambda: any(getattr(c, "_reading_paused", True) for c in _open(stage)), 1)
+    except AssertionError:
+        pass
+    GATE.set()
+    stage.read(talker)
+    talker.sock.shutdown(socket.SHUT_RDWR) if "cut" not in stage.ends else None
+    sender.join(5)
+    assert not sender.is_alive()
+
+
+def _send_all(talker: Talker, data: bytes) -> None:
+    try:
+        talker.send(data)
+    except OSError:
+        pass  # refused or cut before all was sent
+
+
+def half_closed(stage: Stage) -> None:
+    """A caller that says it sends no more, and waits for its answer."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/half-closed"))
+    talker.shutdown_write()
+    stage.read(talker)
+    stage.drop_end(talker)
+
+
+def caller_leaves(stage: Stage) -> None:
+    """A caller that goes while the upstream is thinking."""
+    talker = stage.talker()
+    talker.send(stage.request("/silence"))
+    stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
+    stage.arm()
+    talker.close()
+
+
+def tunnel(stage: Stage) -> None:
+    """An upgraded connection, used both ways and then ended."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/socket", "Upgrade: websocket", "Connection: Upgrade"))
+    answer = stage.read(talker)
+    if answer is None or answer.status != 101:
+        return
+    try:
+        talker.send(b"ping")
+        assert talker.read_exactly(4) == b"ping"
+    except (EOFError, ConnectionError):
+        return
+    except TimeoutError:
+        raise AssertionError("the tunnel was left hanging") from None
+    talker.shutdown_write()
+    stage.drop_end(talker)
+
+
+def malformed(stage: Stage) -> None:
+    """A request that is none."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(b"what is this\r\n\r\n")
+    stage.read(talker)
+    stage.drop_end(talker)
+
+
+def malformed_body(stage: Stage) -> None:
+    """A body that breaks its framing half way."""
+    talker = stage.talker()
+    talker.send(stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n")
+    stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
+    stage.arm()
+    talker.send(b"zzz\r\n")
+    stage.read(talker)
+
+
+def header_too_slow(stage: Stage) -> None:
+    """A header that stops half way."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(b"GET / HTTP/1.1\r\nHost:")
+    stage.read(talker)
+    stage.drop_end(talker)
+
+
+def unrouted(stage: Stage) -> None:
+    """A host that no route has."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/", route="nobody"))
+    stage.read(talker)
+
+
+def refused_certificate(stage: Stage) -> None:
+    """The upstream turns the route's certificate away."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/", route="refused"))
+    stage.read(talker)
+
+
+def no_connection(stage: Stage) -> None:
+    """Nobody listens."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/", route="closed"))
+    stage.read(talker)
+
+
+def no_handshake(stage: Stage) -> None:
+    """The upstream takes the connection and says nothing."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/", route="mute"))
+    stage.read(talker)
+
+
+def without_ticket(stage: Stage) -> None:
+    """A TLS 1.3 upstream that never says whether it has accepted us, until it answers."""
+    talker = stage.talker()
+    stage.arm()
+    talker.send(stage.request("/", route="ticketless"))
+    stage.read(talker)
+
+
+def full_pool(stage: Stage) -> None:
+    """Three calls and one connection: two wait for their turn."""
+    first, second, third = stage.talker(), stage.talker(), stage.talker()
+    stage.arm()
+    for talker in (first, second, third):
+        talker.send(stage.request("/one-by-one", route="narrow"))
+    for talker in (first, second, third):
+        stage.read(talker)
+
+
+def full_pool_for_long(stage: Stage) -> None:
+    """The only connection stays in use."""
+    first, second = stage.talker(), stage.talker()
+    first.send(stage.request("/silence", route="narrow"))
+    stage.inside.wait_for(lambda: stage.inside.stats("narrow").active == 1)
+    stage.arm()
+    second.send(stage.request("/waits", route="narrow"))
+    stage.read(second)
+
+
+def swept(stage: Stage) -> None:
+    """A connection that has been idle for long enough."""
+    talker = stage.talker()
+    talker.send(stage.request("/swept", route="brief"))
+    stage.read(talker)
+    stage.arm()
+    try:
+        stage.inside.wait_for(lambda: not stage.inside.stats("brief").idle, 0.6)
+    except AssertionError:
+        pass  # it stays for as long as the fault does
+    talker.send(stage.request("/swept?again", route="brief"))
+    stage.read(talker)
+
+
+CALLS: dict[Callable[[Stage], None], set[str]] = {
+    fresh: set(),
+    reused: set(),
+    pipelined: set(),
+    second_of_pipelined: set(),
+    posted: set(),
+    posted_like_a_request: set(),
+    posted_chunked: set(),
+    answered_chunked: set(),
+    answered_until_close: set(),
+    interim: set(),
+    cut_answer: {"cut"},
+    repeated: set(),
+    junk: {"upstream_bad_answer"},
+    silent: {"response_timeout"},
+    slow_reader: set(),
+    slow_upstream: set(),
+    half_closed: set(),
+    caller_leaves: set(),
+    tunnel: set(),
+    malformed: {"bad_request"},
+    malformed_body: {"bad_request"},
+    header_too_slow: {"bad_request"},
+    unrouted: {"no_route"},
+    refused_certificate: {"client_cert_unknown_ca"},
+    no_connection: {"connect_refused"},
+    no_handshake: {"handshake_timeout"},
+    without_ticket: set(),
+    full_pool: set(),
+    full_pool_for_long: {"pool_full"},
+    swept: set(),
+}
+
+
+@dataclass
+class World:
+    """The data plane, and every upstream that the calls need."""
+
+    inside: Inside
+    upstream: TlsRecorder
+    restart: Callable[[], Inside]
+
+    def perform(self, call: Callable[[Stage], None], arm: Callable[[], None]) -> Stage:
+        """Makes the call; everything that was opened for it is closed again."""
+        stage = Stage(self.inside, arm)
+        try:
+            call(stage)
+        finally:
+            GATE.set()
+            for talker in stage.talkers:
+                talker.close()
+        return stage
+
+    def check_unharmed(self) -> None:
+        """The next call, on a new connection, works, and nothing is left of the ones before."""
+        stage = self.perform(fresh, lambda: None)
+        assert stage.ends == ["whole"]
+        self.inside.check_nothing_left()
+
+    def check_upstream(self, before: int) -> None:
+        """What the upstream has seen since: each request at most once, and never without a certificate."""
+        seen = self.upstream.requests[before:]
+        assert {each.subject for each in seen} <= {"alice"}
+        assert "/smuggled" not in {each.target for each in seen}
+        sent = [(each.method, each.target) for each in seen if not each.target.startswith(("/fresh", "/one"))]
+        once = [each for each in sent if not each[1].startswith("/dies-when-reused")]
+        assert len(once) == len(set(once)), f"sent twice: {sent}"
+        assert len(sent) - len(once) <= 3
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path) -> Iterator[World]:
+    kind: LoopKind = request.param
+    logging.getLogger("sidecert").setLevel(logging.CRITICAL + 1)
+    upstream = peers.recorder(verify="optional", answer=by_path)
+    strict = peers.recorder()
+    ticketless = peers.recorder(tls="1.3", answer=by_path, configure=lambda c: setattr(c, "num_tickets", 0))
+    RECORDED.append(upstream)
+    short = {"connect": "500ms", "handshake": "500ms", "response": "700ms", "stall": "700ms"}
+    routes = [
+        route("good", upstream, trust=pki.trust, timeouts=short),
+        route("refused", strict, trust=pki.trust, credential="stranger", timeouts=short),
+        route("closed", peers.closed_port(), trust=pki.trust, timeouts=short),
+        route("mute", peers.silent(), trust=pki.trust, timeouts=short),
+        route("narrow", upstream, trust=pki.trust, timeouts=short, pool={"max_connections": 1, "max_idle": 1}),
+        route("ticketless", ticketless, trust=pki.trust, timeouts=short),
+        route("brief", upstream, trust=pki.trust, timeouts={**short, "idle": "50ms"}),
+    ]
+    whole = config(routes, pki.credentials, limits={"header_timeout": "300ms", "keepalive": "1s"})
+    try:
+        with ExitStack() as stack:
+
+            def start() -> Inside:
+                return stack.enter_context(running_inside(tmp_path / "inside", whole, kind))
+
+            yield World(start(), upstream, start)
+    finally:
+        RECORDED.pop()
+        logging.getLogger("sidecert").setLevel(logging.NOTSET)
+
+
+def reached(world: World, call: Callable[[Stage], None]) -> list[Place]:
+    """The places that an undisturbed call comes through once it is armed."""
+    counts: dict[Place, int] = {}
+    armed = False
+
+    def arm() -> None:
+        nonlocal armed
+        armed = True
+
+    def count(place: Place) -> Callable[[], None]:
+        def enter() -> None:
+            if armed:
+                counts[place] = counts.get(place, 0) + 1
+
+        return enter
+
+    with ExitStack() as stack:
+        for place in places():
+            stack.enter_context(place.wrapped(count(place)))
+        stage = world.perform(call, arm)
+        natural = CALLS[call] or {"whole"}
+        assert set(stage.ends) <= natural | {"whole"}, stage.ends
+        world.inside.check_nothing_left()
+    return list(counts)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("world", LOOPS, indirect=True)
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
+    call: Callable[[Stage], None], world: World
+) -> None:
+    """Each function on the way of this call raises in turn: the caller is told or cut, and all is put away."""
+    natural = CALLS[call] | {"whole", "cut", "internal_error"}
+    failures = []
+    for place in reached(world, call):
+        for always in (False, True):
+            if always and str(place) in LAST_RESORTS:
+                continue
+            before = len(world.upstream.requests)
+            armed = [False]
+            raised = [0]
+
+            def enter(armed: list[bool] = armed, raised: list[int] = raised, always: bool = always) -> None:
+                if armed[0] and (always or not raised[0]):
+                    raised[0] += 1
+                    raise Boom
+
+            def arm(armed: list[bool] = armed) -> None:
+                armed[0] = True
+
+            try:
+                with place.wrapped(enter):
+                    stage = world.perform(call, arm)
+                    assert set(stage.ends) <= natural, stage.ends
+                    armed[0] = False
+                world.check_unharmed()
+                world.check_upstream(before)
+            except AssertionError as error:
+                mode = "always" if always else "once"
+                failures.append(f"{place} {mode}: {str(error).splitlines()[0][:300]}")
+                world.inside.stop()
+                world.inside = world.restart()
+    assert not failures, "\n" + "\n".join(failures)
