@@ -156,7 +156,7 @@ class Downstream(asyncio.Protocol):
                 if not self._begin():
                     break
         except Exception as exc:
-            self._fault(exc)  # here, since our caller may be the exchange before, which has nothing to do with it
+            self._fault(exc)  # here: our caller may be the exchange before, which has no part in it
         finally:
             self._in_turn = False
 

@@ -1,4 +1,4 @@
-"""One request on its way: route, credential, connection, answer; or an answer of sidecert's own that says why.
+"""One request on its way: route, credential, connection, answer; or an answer of our own that says why.
 
 Driven by callbacks from both connections, so that a call over a pooled connection costs no task. A task
 exists only while a connection is being opened.
@@ -272,16 +272,11 @@ class Exchange:
             framing = CHUNKED if self.head.minor >= 1 else UNTIL_CLOSE
         self._answer_framing = framing
         self._keep_alive = (
-            self.head.keep_alive
-            and self._asked_whole
-            and framing != UNTIL_CLOSE
-            and not self._plane.draining
+            self.head.keep_alive and self._asked_whole and framing != UNTIL_CLOSE and not self._plane.draining
         )
         if head.special and self.upstream is not None:
             rewrite(head, self.head, self.upstream.own_origins)
-        data = downstream_head(
-            head, caller_minor=self.head.minor, keep_alive=self._keep_alive, body=framing
-        )
+        data = downstream_head(head, caller_minor=self.head.minor, keep_alive=self._keep_alive, body=framing)
         self._answer_begun = True
         self._caller.write(data + self._frame_answer(piece, done))
         if done:
@@ -371,10 +366,7 @@ class Exchange:
         """RFC 9110 section 9.2.2, and no more than that: a safe request, without a body, on a connection
         that was idle before, so that its end most likely crossed the request."""
         return (
-            self._reused
-            and not self._retried
-            and self.head.method in _SAFE_TO_REPEAT
-            and self.head.body == 0
+            self._reused and not self._retried and self.head.method in _SAFE_TO_REPEAT and self.head.body == 0
         )
 
     # -- the end ---------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ cannot tell a refused certificate from a good one under TLS 1.3.
 from __future__ import annotations
 
 import ipaddress
-import logging
 from collections.abc import Iterable
 from typing import Any, Literal, cast
 
@@ -23,8 +22,6 @@ from sidecert.errors import SidecertError
 from sidecert.outcome import Observation, Stage
 
 Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
-
-log = logging.getLogger(__name__)
 
 _VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _MAX_RECORD = 16384
@@ -101,6 +98,7 @@ class TlsStream:
     """
 
     __slots__ = (
+        "_blind",
         "_connection",
         "_incoming",
         "_noted",
@@ -121,6 +119,8 @@ class TlsStream:
         self.ticket = False
         """A session ticket has come: a TLS 1.3 upstream sends one only after it has accepted us."""
         self._noted = False
+        self._blind: Exception | None = None
+        """An error of our own while we watched: no verdict can be built on what was seen."""
         self._connection = connection = SSL.Connection(context, None)
         # Per request pyOpenSSL's own recv, send and BIO calls cost three times what these do in OpenSSL.
         self._ssl = connection._ssl
@@ -146,9 +146,10 @@ class TlsStream:
             seen.first_bytes += data[: _FIRST_BYTES - len(seen.first_bytes)]
         if _lib.BIO_write(self._incoming, data, len(data)) != len(data):
             raise TlsFailure("OpenSSL has no memory for what came")
-        if not self.established and not self._handshake():
-            return b""
-        return self._read()
+        plain = self._read() if self.established or self._handshake() else b""
+        if self._blind is not None:
+            raise self._blind
+        return plain
 
     def send(self, data: bytes) -> bytes:
         """Encrypt `data`, and give back what must go to the transport. Raises TlsFailure."""
@@ -240,6 +241,8 @@ class TlsStream:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _failure(self, exc: SSL.Error) -> TlsFailure:
+        if self._blind is not None:
+            raise self._blind
         reason = _reason(exc)
         if reason == "certificate verify failed":
             code = _lib.SSL_get_verify_result(self._connection._ssl)
@@ -270,7 +273,7 @@ class TlsStream:
 
 
 def _on_info(connection: SSL.Connection, where: int, ret: int) -> None:
-    # An exception here would be printed by cffi and lost: note it where the verdict is made instead.
+    # An exception here would be printed by cffi and lost: `receive` raises it instead.
     stream: TlsStream | None = connection.get_app_data()
     if stream is None:
         return
@@ -280,9 +283,8 @@ def _on_info(connection: SSL.Connection, where: int, ret: int) -> None:
             stream._on_alert(bool(where & SSL.SSL_CB_READ), ret >> 8, ret & 0xFF)
         elif where & SSL.SSL_CB_LOOP:
             stream._on_state(connection.get_state_string())
-    except Exception:
-        log.exception("observing a handshake failed")
-        stream.seen.error = "the handshake could not be observed"
+    except Exception as exc:
+        stream._blind = exc
 
 
 def _name(connection: SSL.Connection, server_name: str) -> None:

@@ -1,4 +1,4 @@
-"""One mutual-TLS connection to an upstream: opened, observed, judged once, and used by one exchange at a time."""
+"""One mutual-TLS connection to an upstream: opened, observed, judged once, used by one exchange at a time."""
 
 from __future__ import annotations
 
@@ -425,9 +425,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _close_transport(self, ending: Ending) -> None:
         if self._transport is None:
-            if self._socket is not None:
-                self._socket.close()
-        elif ending is Ending.ABANDONED:
+            return  # before that the event loop closes the socket
+        if ending is Ending.ABANDONED:
             self._transport.abort()
         else:
             self._transport.close()
