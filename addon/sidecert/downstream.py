@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import cast
 
-from sidecert import answers
+from sidecert import answers, refusals
 from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, RequestParser, body_reader, find_head
@@ -211,7 +211,7 @@ class Downstream(asyncio.Protocol):
             piece, rest = reader.feed(data)
         except BodyError as exc:
             assert self._exchange is not None
-            self._exchange.refuse(Refusal.of(Reason.BAD_REQUEST, f"the request's body is malformed: {exc}"))
+            self._exchange.refuse(refusals.body_malformed(exc))
             return None
         if reader.done:
             self._reader = None

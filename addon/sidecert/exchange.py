@@ -12,9 +12,9 @@ import logging
 import os
 from typing import Protocol
 
+from sidecert import refusals
 from sidecert.config import TimeoutsConfig
-from sidecert.errors import BadAnswer, Reason, Refusal
-from sidecert.explain import explain
+from sidecert.errors import BadAnswer, Refusal
 from sidecert.generation import Upstream
 from sidecert.http1 import (
     CHUNKED,
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 access = logging.getLogger("sidecert.access")
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-_TIMEOUTS = frozenset((Outcome.CONNECT_TIMEOUT, Outcome.HANDSHAKE_TIMEOUT))
 _MAX_WAITING_BODY = 256 * 1024
 """Bytes of a request's body that may wait here while a connection is opened."""
 
@@ -162,29 +161,12 @@ class Exchange:
         timeouts = self._route_timeouts()
         if self._tunnel or self._answer_begun:
             self._fail(None)
-        elif not self._asked_whole and not self._upstream_full:
-            self.refuse(
-                Refusal.of(
-                    Reason.BAD_REQUEST,
-                    f"the request's body stopped for {timeouts.stall:g} s before its end",
-                    "send the body without such pauses, or raise upstream.timeouts.stall of the route",
-                )
-            )
+        elif self._asked_whole:
+            self.refuse(refusals.upstream_silent(timeouts))
+        elif self._upstream_full:
+            self.refuse(refusals.upstream_full(timeouts))
         else:
-            self.refuse(
-                Refusal.of(
-                    Reason.RESPONSE_TIMEOUT,
-                    self._describe_silence(timeouts),
-                    "find out why the upstream is slow, or raise upstream.timeouts of the route",
-                )
-            )
-
-    def _describe_silence(self, timeouts: TimeoutsConfig) -> str:
-        if self._asked_whole:
-            what = f"took the request and sent no answer within {timeouts.response:g} s"
-        else:
-            what = f"stopped reading the request for {timeouts.stall:g} s"
-        return f"the upstream {what}; it may have processed it"
+            self.refuse(refusals.body_stalled(timeouts))
 
     def pause_answer(self) -> None:
         """The caller does not keep up with the answer."""
@@ -334,39 +316,29 @@ class Exchange:
         if self._answer_begun:
             self._fail(error)
         elif isinstance(error, (BadAnswer, BodyError)):
-            self.refuse(
-                Refusal.of(
-                    Reason.UPSTREAM_BAD_ANSWER,
-                    f"the upstream's answer cannot be passed on: {error}",
-                    "tell who runs the upstream; the request may have been processed",
-                )
-            )
+            self.refuse(refusals.bad_answer(error))
         elif error is not None:
             self.fault(error)
         elif connection.outcome is not Outcome.OK:
             assert connection.outcome is not None
             self.refuse(self._explain(connection.seen, connection.outcome))
-        elif self._may_send_again:
+        elif self._may_send_again(connection.heard):
             self._retried = True
             assert self._pool is not None
             self._pool.stats.retries += 1
             self._open()
         else:
-            self.refuse(
-                Refusal.of(
-                    Reason.UPSTREAM_CLOSED,
-                    "the upstream closed the connection after the request was sent and before any answer; "
-                    "it may have processed the request",
-                    "look into the upstream's log; send the request again only if it may be done twice",
-                )
-            )
+            self.refuse(refusals.upstream_closed())
 
-    @property
-    def _may_send_again(self) -> bool:
+    def _may_send_again(self, heard: bool) -> bool:
         """RFC 9110 section 9.2.2, and no more than that: a safe request, without a body, on a connection
         that was idle before, so that its end most likely crossed the request."""
         return (
-            self._reused and not self._retried and self.head.method in _SAFE_TO_REPEAT and self.head.body == 0
+            self._reused
+            and not self._retried
+            and not heard
+            and self.head.method in _SAFE_TO_REPEAT
+            and self.head.body == 0
         )
 
     # -- the end ---------------------------------------------------------------------------------------
@@ -405,13 +377,7 @@ class Exchange:
         log.error("an error of sidecert's own in an exchange", exc_info=exc)
         try:
             if not self._ended:
-                self.refuse(
-                    Refusal.of(
-                        Reason.INTERNAL,
-                        "an error of sidecert's own; the log has the details",
-                        "report it, with the log",
-                    )
-                )
+                self.refuse(refusals.internal())
                 return
             self._let_go()
         except Exception as again:
@@ -446,29 +412,20 @@ class Exchange:
     def _explain(self, seen: Observation, outcome: Outcome) -> Refusal:
         """The refusal for an attempt that failed; told to the log as well."""
         assert self.upstream is not None
-        route = self.upstream.route
-        verdict = explain(
-            outcome,
-            seen,
-            upstream=self.upstream.label,
-            server_name=self.upstream.server_name,
-            credential=route.credential_id,
-            certificate=None if route.credential is None else route.credential.subject,
-        )
+        verdict = refusals.verdict_on(seen, outcome, self.upstream)
         log.warning(
             verdict.title,
             extra={
                 "outcome": outcome.value,
-                "route": route.id,
+                "route": self.upstream.route.id,
                 "upstream": self.upstream.label,
-                "credential": route.credential_id,
+                "credential": self.upstream.route.credential_id,
                 "cause": verdict.cause,
                 "evidence": list(verdict.evidence),
                 "request_id": self.name_request(),
             },
         )
-        status = 504 if outcome in _TIMEOUTS else 502
-        return Refusal(status, outcome.value, verdict.title, verdict.cause, verdict.remedy, verdict.evidence)
+        return refusals.handshake_failed(verdict)
 
     def _log_access(self, status: int, seconds: float, from_upstream: bool) -> None:
         access.info(

@@ -99,6 +99,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Seconds for which the upstream says that it keeps an idle connection, if it says so."""
         self.reusable = False
         """After an answer: whether another exchange may use the connection."""
+        self.heard = False
+        """Whether anything came back since the request began."""
         self._stats = stats
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -128,7 +130,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Connect and shake hands. Raises NotOpened, or Refusal for an address that may not be called."""
         try:
             self._socket = await connect(self.upstream, self.seen)
-            await self._loop.create_connection(lambda: self, sock=self._socket)
+            await self._make_transport(self._socket)
+            self._greet()
             limit = self.upstream.route.config.upstream.timeouts.handshake
             try:
                 async with asyncio.timeout(limit):
@@ -149,16 +152,29 @@ class UpstreamConnection(asyncio.Protocol):
             self._end(Ending.ABANDONED)
             raise
 
+    async def _make_transport(self, connected: socket.socket) -> None:
+        """Give the socket to the event loop, to the end even where we are cancelled meanwhile.
+
+        uvloop's transport owns the socket only once `create_connection` has returned. Ended before that, it
+        closes the descriptor and leaves the socket to close the same number again, which by then may be
+        another connection's.
+        """
+        making = self._loop.create_task(self._loop.create_connection(lambda: self, sock=connected))
+        try:
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait((making,))
+            raise
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's
         self._transport = cast(asyncio.Transport, transport)
-        try:
-            route = self.upstream.route
-            self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
-            self._hello_sent = self._loop.time()
-            self._write(self._tls.start())
-        except Exception as exc:
-            self._fault(exc)
+
+    def _greet(self) -> None:
+        route = self.upstream.route
+        self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
+        self._hello_sent = self._loop.time()
+        self._write(self._tls.start())
 
     def _advance(self, plain: bytes) -> None:
         """See whether the upstream has accepted us, as far as it ever says so."""
@@ -219,7 +235,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def begin(self, exchange: AnswerTaker, method: bytes, data: bytes, upgrade: bytes | None) -> None:
         """Send the first bytes of a request; the answer goes to `exchange`."""
-        self.reusable = False
+        self.reusable = self.heard = False
         if self._state is _State.ENDED:
             exchange.upstream_ended(None)  # between its opening and now
             return
@@ -331,6 +347,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- the answer ------------------------------------------------------------------------------------
 
     def _take(self, plain: bytes) -> None:
+        self.heard = True
         exchange = self._exchange
         if exchange is None:
             # Nobody asked for anything: a late answer, or a complaint. It must never reach another call.
