@@ -130,8 +130,11 @@ class UpstreamConnection(asyncio.Protocol):
         """Connect and shake hands. Raises NotOpened, or Refusal for an address that may not be called."""
         try:
             self._socket = await connect(self.upstream, self.seen)
-            await self._make_transport(self._socket)
-            self._greet()
+            try:
+                await self._loop.create_connection(lambda: self, sock=self._socket)
+            except BaseException:
+                self._disown_socket()
+                raise
             limit = self.upstream.route.config.upstream.timeouts.handshake
             try:
                 async with asyncio.timeout(limit):
@@ -152,29 +155,16 @@ class UpstreamConnection(asyncio.Protocol):
             self._end(Ending.ABANDONED)
             raise
 
-    async def _make_transport(self, connected: socket.socket) -> None:
-        """Give the socket to the event loop, to the end even where we are cancelled meanwhile.
-
-        uvloop's transport owns the socket only once `create_connection` has returned. Ended before that, it
-        closes the descriptor and leaves the socket to close the same number again, which by then may be
-        another connection's.
-        """
-        making = self._loop.create_task(self._loop.create_connection(lambda: self, sock=connected))
-        try:
-            await asyncio.shield(making)
-        except asyncio.CancelledError:
-            await asyncio.wait((making,))
-            raise
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's
         self._transport = cast(asyncio.Transport, transport)
-
-    def _greet(self) -> None:
-        route = self.upstream.route
-        self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
-        self._hello_sent = self._loop.time()
-        self._write(self._tls.start())
+        try:
+            route = self.upstream.route
+            self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
+            self._hello_sent = self._loop.time()
+            self._write(self._tls.start())
+        except Exception as exc:
+            self._fault(exc)
 
     def _advance(self, plain: bytes) -> None:
         """See whether the upstream has accepted us, as far as it ever says so."""
@@ -328,7 +318,18 @@ class UpstreamConnection(asyncio.Protocol):
         self._end(Ending.EOF)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._disown_socket()
         self._end(Ending.EOF if exc is None else Ending.RESET, "" if exc is None else str(exc))
+
+    def _disown_socket(self) -> None:
+        """Keep Python from closing a descriptor that the transport has closed already.
+
+        uvloop makes the socket its own only once `create_connection` returns. A transport that ends before
+        that closes the descriptor, and the socket would close the same number again later: by then it may be
+        another connection's. asyncio's transport closes the socket itself, after `connection_lost`.
+        """
+        if self._socket is not None:
+            self._loop.call_soon(self._socket.detach)
 
     def pause_writing(self) -> None:
         try:

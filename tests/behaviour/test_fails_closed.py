@@ -23,13 +23,14 @@ import sidecert.answers
 import sidecert.connect
 import sidecert.downstream
 import sidecert.exchange
+import sidecert.refusals
 import sidecert.upstream
 from sidecert.downstream import Downstream
 from sidecert.exchange import Exchange
 from sidecert.http1 import RequestParser, ResponseParser
+from sidecert.metrics import RouteStats
 from sidecert.plane import Plane
 from sidecert.pool import Pool
-from sidecert.metrics import RouteStats
 from sidecert.timers import Deadline
 from sidecert.tls import TlsStream
 from sidecert.upstream import UpstreamConnection
@@ -62,7 +63,7 @@ OTHERS: tuple[tuple[Any, str], ...] = (
     (sidecert.downstream, "find_head"),
     (sidecert.exchange, "downstream_head"),
     (sidecert.exchange, "encode_chunk"),
-    (sidecert.exchange, "explain"),
+    (sidecert.refusals, "explain"),
     (sidecert.exchange, "last_chunk"),
     (sidecert.exchange, "upstream_head"),
     (sidecert.upstream, "body_reader"),
@@ -86,6 +87,7 @@ GUARDS = {
     "Exchange.upstream_ended",
     "UpstreamConnection._held_long_enough",
     "UpstreamConnection._tell_end",
+    "UpstreamConnection.connection_lost",
     "UpstreamConnection.connection_made",
     "UpstreamConnection.data_received",
 }
@@ -99,6 +101,7 @@ BOOKKEEPING = {
     "UpstreamConnection._close_transport",
     "UpstreamConnection._end",
     "UpstreamConnection.close",
+    "UpstreamConnection.is_alive",
     "UpstreamConnection.leave",
 }
 
@@ -591,7 +594,7 @@ CALLS: dict[Callable[[Stage], None], set[str]] = {
     no_connection: {"connect_refused"},
     no_handshake: {"handshake_timeout"},
     without_ticket: set(),
-    full_pool: set(),
+    full_pool: {"whole", "pool_full"},
     full_pool_for_long: {"pool_full"},
     swept: set(),
 }
@@ -651,7 +654,9 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
         route("refused", strict, trust=pki.trust, credential="stranger", timeouts=short),
         route("closed", peers.closed_port(), trust=pki.trust, timeouts=short),
         route("mute", peers.silent(), trust=pki.trust, timeouts=short),
-        route("narrow", upstream, trust=pki.trust, timeouts=short, pool={"max_connections": 1, "max_idle": 1}),
+        route(
+            "narrow", upstream, trust=pki.trust, timeouts=short, pool={"max_connections": 1, "max_idle": 1}
+        ),
         route("ticketless", ticketless, trust=pki.trust, timeouts=short),
         route("brief", upstream, trust=pki.trust, timeouts={**short, "idle": "50ms"}),
     ]
