@@ -40,7 +40,7 @@ from support.inside import LOOPS, Inside, LoopKind, running_inside
 from support.peers import Peers
 from support.recorder import Exchange as Asked
 from support.recorder import TlsRecorder, head
-from support.sidecar import config, route
+from support.sidecar import Addressed, config, route
 
 HANG = 2.0  # seconds in which a caller must have been told
 BIG = 8 << 20
@@ -78,18 +78,22 @@ LAST_RESORTS = {
     "Exchange.fault",
     "UpstreamConnection._fault",
 }
-# These hold nothing but a guard: there is nobody behind them to fall back to. What they call is made to raise.
+# These hold nothing but a guard, with nobody behind them to fall back to. What they call is made to raise.
 GUARDS = {
     "Deadline._fire",
     "Downstream._deadline_passed",
     "Downstream.connection_lost",
     "Downstream.connection_made",
+    "Downstream.pause_writing",
+    "Downstream.resume_writing",
     "Exchange.upstream_ended",
     "UpstreamConnection._held_long_enough",
     "UpstreamConnection._tell_end",
     "UpstreamConnection.connection_lost",
     "UpstreamConnection.connection_made",
     "UpstreamConnection.data_received",
+    "UpstreamConnection.pause_writing",
+    "UpstreamConnection.resume_writing",
 }
 # These note that something has ended or is free again. Callers are told all the same; the numbers are wrong.
 BOOKKEEPING = {
@@ -379,7 +383,7 @@ def silent(stage: Stage) -> None:
     """An upstream that does not answer in time."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/silence"))
+    talker.send(stage.request("/silence", route="impatient"))
     stage.read(talker)
 
 
@@ -442,7 +446,7 @@ def caller_leaves(stage: Stage) -> None:
     talker.send(stage.request("/silence"))
     stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
     stage.arm()
-    talker.close()
+    talker.reset()
 
 
 def tunnel(stage: Stage) -> None:
@@ -545,24 +549,24 @@ def full_pool(stage: Stage) -> None:
 def full_pool_for_long(stage: Stage) -> None:
     """The only connection stays in use."""
     first, second = stage.talker(), stage.talker()
-    first.send(stage.request("/silence", route="narrow"))
-    stage.inside.wait_for(lambda: stage.inside.stats("narrow").active == 1)
+    first.send(stage.request("/silence", route="narrow-and-brief"))
+    stage.inside.wait_for(lambda: stage.inside.stats("narrow-and-brief").active == 1)
     stage.arm()
-    second.send(stage.request("/waits", route="narrow"))
+    second.send(stage.request("/waits", route="narrow-and-brief"))
     stage.read(second)
 
 
 def swept(stage: Stage) -> None:
     """A connection that has been idle for long enough."""
     talker = stage.talker()
-    talker.send(stage.request("/swept", route="brief"))
+    talker.send(stage.request("/swept", route="forgetful"))
     stage.read(talker)
     stage.arm()
     try:
-        stage.inside.wait_for(lambda: not stage.inside.stats("brief").idle, 0.6)
+        stage.inside.wait_for(lambda: not stage.inside.stats("forgetful").idle, 0.6)
     except AssertionError:
         pass  # it stays for as long as the fault does
-    talker.send(stage.request("/swept?again", route="brief"))
+    talker.send(stage.request("/swept?again", route="forgetful"))
     stage.read(talker)
 
 
@@ -648,19 +652,25 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
     strict = peers.recorder()
     ticketless = peers.recorder(tls="1.3", answer=by_path, configure=lambda c: setattr(c, "num_tickets", 0))
     RECORDED.append(upstream)
-    short = {"connect": "500ms", "handshake": "500ms", "response": "700ms", "stall": "700ms"}
+    patient = {"connect": "1500ms", "handshake": "1500ms", "response": "1500ms", "stall": "1500ms"}
+    brief = {"connect": "60ms", "handshake": "60ms", "response": "60ms", "stall": "60ms"}
+    one = {"max_connections": 1, "max_idle": 1}
+
+    def to(name: str, peer: Addressed, **more: object) -> dict[str, Any]:
+        return route(name, peer, trust=pki.trust, **{"timeouts": patient, **more})  # type: ignore[arg-type]
+
     routes = [
-        route("good", upstream, trust=pki.trust, timeouts=short),
-        route("refused", strict, trust=pki.trust, credential="stranger", timeouts=short),
-        route("closed", peers.closed_port(), trust=pki.trust, timeouts=short),
-        route("mute", peers.silent(), trust=pki.trust, timeouts=short),
-        route(
-            "narrow", upstream, trust=pki.trust, timeouts=short, pool={"max_connections": 1, "max_idle": 1}
-        ),
-        route("ticketless", ticketless, trust=pki.trust, timeouts=short),
-        route("brief", upstream, trust=pki.trust, timeouts={**short, "idle": "50ms"}),
+        to("good", upstream),
+        to("refused", strict, credential="stranger"),
+        to("closed", peers.closed_port()),
+        to("mute", peers.silent(), timeouts=brief),
+        to("narrow", upstream, pool=one),
+        to("narrow-and-brief", upstream, pool=one, timeouts={**patient, "connect": "60ms"}),
+        to("ticketless", ticketless),
+        to("impatient", upstream, timeouts={**patient, "response": "60ms"}),
+        to("forgetful", upstream, timeouts={**patient, "idle": "30ms"}),
     ]
-    whole = config(routes, pki.credentials, limits={"header_timeout": "300ms", "keepalive": "1s"})
+    whole = config(routes, pki.credentials, limits={"header_timeout": "100ms"})
     try:
         with ExitStack() as stack:
 
@@ -705,7 +715,7 @@ def reached(world: World, call: Callable[[Stage], None]) -> list[Place]:
 def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
     call: Callable[[Stage], None], world: World
 ) -> None:
-    """Each function on the way of this call raises in turn: the caller is told or cut, and all is put away."""
+    """Each function on the way of this call raises in turn: the caller is told or cut, all is put away."""
     natural = CALLS[call] | {"whole", "cut", "internal_error"}
     failures = []
     for place in reached(world, call):

@@ -1,4 +1,4 @@
-"""The data plane inside the test's own process, on an event loop in a thread, so that a test can reach into it.
+"""The data plane inside the test's own process, on a loop in a thread, so that a test can reach into it.
 
 What a user sees is tested on the real process (`support.sidecar`). This is for what only the inside tells:
 what happens when a callback of ours raises, and whether anything is left behind afterwards.
