@@ -44,11 +44,13 @@ class Pool:
         """An idle connection to `upstream` that is alive, or None."""
         idle = self._idle.get(upstream.host)
         while idle:
-            connection = idle.pop()
+            connection = idle[-1]
             fresh = self._loop.time() < min(connection.usable_until, connection.idle_until)
+            usable = fresh and connection.is_alive()
+            idle.pop()
             self._count_no_longer_idle(connection)
             self.stats.active += 1
-            if fresh and connection.is_alive():
+            if usable:
                 self.stats.reuses += 1
                 return connection
             connection.close()
