@@ -277,7 +277,8 @@ class Downstream(asyncio.Protocol):
             return
         self.resume_reading()
         self._deadline.set(self._limits.keepalive)
-        self._next()
+        if self._buffer:
+            self._next()
 
     def cut(self) -> None:
         """End the connection so that the caller sees the answer as broken off."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._tls: TlsStream
         self._socket: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
+        self._look: Callable[[int], list[tuple[int, int]]]
+        """What there is to read, or an end of the connection; does not wait when called with 0."""
         self._exchange: AnswerTaker | None = None
         self._method = b""
         self._parser = ResponseParser()
@@ -159,6 +162,9 @@ class UpstreamConnection(asyncio.Protocol):
         # uvloop's transports are no subclasses of asyncio's
         self._transport = cast(asyncio.Transport, transport)
         try:
+            poll = select.poll()
+            poll.register(cast(socket.socket, self._socket), select.POLLIN)
+            self._look = poll.poll
             route = self.upstream.route
             self._tls = TlsStream(route.context, self.upstream.server_name, self.seen)
             self._hello_sent = self._loop.time()
@@ -279,15 +285,7 @@ class UpstreamConnection(asyncio.Protocol):
 
         An end that the kernel has seen but the event loop has not yet read shows up here.
         """
-        if self._state is not _State.OPEN or self._socket is None:
-            return False
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return self._state is _State.OPEN and not self._look(0)
 
     # -- what the transport tells ----------------------------------------------------------------------
 
