@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from typing import cast
 
 from sidecert import answers, refusals
@@ -15,6 +17,7 @@ from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
 
+_NO_LINGER = struct.pack("ii", 1, 0)
 _MAX_PIPELINED = 64 * 1024
 """Bytes of later requests that are read while one is under way."""
 _LINGER_BYTES = 1024 * 1024
@@ -282,9 +285,18 @@ class Downstream(asyncio.Protocol):
 
     def cut(self) -> None:
         """End the connection so that the caller sees the answer as broken off."""
-        self._closing = True
-        self._transport.abort()
+        self._reset()
         self._leave_exchange()
+
+    def _reset(self) -> None:
+        """End with a RST: to a caller that reads until the end, a FIN says that the answer is whole."""
+        self._closing = True
+        try:
+            self._transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
+            )
+        finally:
+            self._transport.abort()
 
     def set_deadline(self, seconds: float) -> None:
         """Call the exchange's `timed_out` in `seconds`, unless set again."""
@@ -371,7 +383,7 @@ class Downstream(asyncio.Protocol):
     def _deadline_passed(self) -> None:
         try:
             if self._closing:
-                self._transport.abort()
+                self._reset()
             elif self._exchange is not None:
                 self._exchange.timed_out()
             elif self._buffer and self._lingering < 0 and not self._write_paused:
@@ -392,8 +404,7 @@ class Downstream(asyncio.Protocol):
             self._exchange.fault(exc)
         except Exception as again:
             log.error("an error of sidecert's own on a downstream connection", exc_info=again)
-            self._closing = True
-            self._transport.abort()
+            self._reset()
 
 
 def _trailers(reader: BodyReader) -> list[tuple[bytes, bytes]]:

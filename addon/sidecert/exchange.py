@@ -152,6 +152,9 @@ class Exchange:
             try:
                 self._end(499)
             finally:
+                if self._tunnel and self._connection is not None:
+                    connection, self._connection = self._connection, None
+                    connection.close()  # the caller's last bytes are still to arrive
                 self._let_go()
 
     def timed_out(self) -> None:
@@ -267,6 +270,7 @@ class Exchange:
         self._caller.set_deadline(self._route_timeouts().stall)
         if head.status == SWITCHING_PROTOCOLS:
             self._tunnel = True
+            self._keep_alive = False
             self._caller.become_tunnel()
 
     def take_piece(self, piece: bytes, done: bool) -> None:
@@ -311,6 +315,8 @@ class Exchange:
             self.fault(exc)
 
     def _take_end(self, error: Exception | None) -> None:
+        if self._ended and error is None:
+            return  # it was we who closed it
         connection, self._connection = self._connection, None
         assert connection is not None
         if self._answer_begun:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _MAX_INTERIM = 32
 _HOLD_LEAST = 0.15
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate where it sends no ticket."""
+_FLUSH_SECONDS = 60.0
+"""How long an upstream may take to read the last of what was sent on a connection that we have closed."""
 SWITCHING_PROTOCOLS = 101
 
 
@@ -267,10 +269,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._end(Ending.ABANDONED)
 
     def close(self) -> None:
-        """End an idle connection in good order."""
+        """End a connection in good order, once what was written has gone out."""
         try:
             if self._state is not _State.ENDED:
                 self._write(self._tls.close())
+                assert self._transport is not None
+                if self._transport.get_write_buffer_size():
+                    self._loop.call_later(_FLUSH_SECONDS, self._transport.abort)
             self._end(Ending.NONE)
         except Exception as exc:
             self._fault(exc)
@@ -449,7 +454,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _tell_end(self, exchange: AnswerTaker | None, ending: Ending, cause: Exception | None) -> None:
         if exchange is not None:
-            if isinstance(self._reader, CloseBody) and ending is Ending.CLOSE_NOTIFY:
+            if ending is Ending.CLOSE_NOTIFY and (self._tunnel or isinstance(self._reader, CloseBody)):
                 exchange.take_piece(b"", True)
             else:
                 exchange.upstream_ended(cause)
