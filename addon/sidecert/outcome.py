@@ -122,8 +122,19 @@ _VERIFY_CODES = {
     63: Outcome.SERVER_NAME_MISMATCH,
     64: Outcome.SERVER_NAME_MISMATCH,
 }
-_PROTOCOL_ERRORS = ("unsupported protocol", "no protocols available", "wrong ssl version", "inappropriate fallback")
-_PARAMETER_ERRORS = ("no shared", "no ciphers available", "wrong cipher", "dh key too small", "ee key too small")
+_PROTOCOL_ERRORS = (
+    "unsupported protocol",
+    "no protocols available",
+    "wrong ssl version",
+    "inappropriate fallback",
+)
+_PARAMETER_ERRORS = (
+    "no shared",
+    "no ciphers available",
+    "wrong cipher",
+    "dh key too small",
+    "ee key too small",
+)
 _NO_CONNECTION = {
     Ending.REFUSED: Outcome.CONNECT_REFUSED,
     Ending.TIMEOUT: Outcome.CONNECT_TIMEOUT,

@@ -11,7 +11,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecert.errors import BadAnswer, Refusal
-from sidecert.http1.hopbyhop import KEEP, KINDS, OUTCOME
 from sidecert.http1 import (
     CHUNKED,
     LAST_CHUNK,
@@ -28,6 +27,7 @@ from sidecert.http1 import (
     find_head,
     upstream_head,
 )
+from sidecert.http1.hopbyhop import KEEP, KINDS, OUTCOME
 
 REQUESTS = RequestParser(16 * 1024)
 ANSWERS = ResponseParser()

@@ -18,11 +18,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sidecert.admin import Admin, refusal
+from sidecert.admin.status_page import Snapshot
 from sidecert.config.binds import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
 from sidecert.sockets import Unusable
-from sidecert.admin.status_page import Snapshot
 
 LOOPBACK = Bind("127.0.0.1:0", "tcp", "127.0.0.1", 0, None)
 BROKEN = Problem("sidecert.yaml", 7, "routes[0].credential", "there is no credential bob", "alice is one")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from sidecert.config.binds import Bind
 from sidecert.config import Draft, SecretError, SecretSource, read, schema
+from sidecert.config.binds import Bind
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "cases" / "config"

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from sidecert.errors import Reason
 from sidecert.metrics import NO_CREDENTIAL, OPENMETRICS, TEXT, ZEROED_ROUTES, Metrics
-from sidecert.outcome import Outcome
 from sidecert.metrics.stats import BUCKETS, RouteStats
+from sidecert.outcome import Outcome
 
 # The table of the interface, "Metrics".
 TABLE = {

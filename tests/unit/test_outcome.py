@@ -46,7 +46,10 @@ def refused(alert: int, *, sent: bool = True, asked: bool = True) -> Observation
         (seen(Stage.HELLO_SENT, Ending.EOF, first_bytes=b"SSH-2.0-OpenSSH"), Outcome.NOT_TLS),
         (seen(Stage.HELLO_SENT, Ending.TIMEOUT, first_bytes=b"220 smtp"), Outcome.NOT_TLS),
         (seen(Stage.HELLO_SENT, error="unsupported protocol", first_bytes=HELLO), Outcome.PROTOCOL_MISMATCH),
-        (seen(Stage.HELLO_RECEIVED, error="dh key too small", first_bytes=HELLO), Outcome.NO_SHARED_PARAMETERS),
+        (
+            seen(Stage.HELLO_RECEIVED, error="dh key too small", first_bytes=HELLO),
+            Outcome.NO_SHARED_PARAMETERS,
+        ),
         (seen(Stage.HELLO_RECEIVED, error="bad signature", first_bytes=HELLO), Outcome.TLS_ERROR),
         (seen(Stage.HELLO_RECEIVED, verify_code=20), Outcome.SERVER_UNTRUSTED),
         (seen(Stage.HELLO_RECEIVED, verify_code=18), Outcome.SERVER_UNTRUSTED),
@@ -99,7 +102,14 @@ def test_what_was_wrong_with_the_upstream_wins_over_how_it_took_our_alert() -> N
 
 @pytest.mark.parametrize(
     ("first", "verdict"),
-    [(b"", False), (HELLO, False), (b"\x15\x03\x01\x00\x02", False), (b"\x16", False), (b"\x16\x02", True), (b"S", True)],
+    [
+        (b"", False),
+        (HELLO, False),
+        (b"\x15\x03\x01\x00\x02", False),
+        (b"\x16", False),
+        (b"\x16\x02", True),
+        (b"S", True),
+    ],
 )
 def test_tls_is_told_from_other_protocols_by_its_first_bytes(first: bytes, verdict: bool) -> None:
     """A record type, then version 3.x: RFC 8446 section 5.1."""

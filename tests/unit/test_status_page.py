@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from prometheus_client import CollectorRegistry
 
+from sidecert.admin.status_page import MAX_ROWS, RouteRow, Snapshot, render
 from sidecert.metrics import Metrics
 from sidecert.outcome import Outcome
-from sidecert.admin.status_page import MAX_ROWS, RouteRow, Snapshot, render
 
 DAY = 86400.0
 NOW = 1_800_000_000.0

@@ -24,11 +24,11 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 
 from sidecert.admin import status_page
+from sidecert.admin.status_page import Snapshot
 from sidecert.config import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
 from sidecert.sockets import listen, spell
-from sidecert.admin.status_page import Snapshot
 
 _log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sidecert.generation import Generation, Route
-from sidecert.config.models import MatchConfig
 from sidecert.admin.status_page import RouteRow, Snapshot
+from sidecert.config.models import MatchConfig
+from sidecert.generation import Generation, Route
 
 
 def snapshot(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecert.config.binds import Bind
-from sidecert.errors import Problem
 from sidecert.config.hosts import normalise_host
 from sidecert.config.models import (
     AdminConfig,
@@ -31,6 +30,7 @@ from sidecert.config.nodes import KeyPath
 from sidecert.config.reader import Reader
 from sidecert.config.schema import schema
 from sidecert.config.source import Source, load
+from sidecert.errors import Problem
 
 __all__ = [
     "AdminConfig",

@@ -8,11 +8,11 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from sidecert.errors import Problem
 from sidecert.config.mistake import Mistake, kind, nearest
 from sidecert.config.models import Config, Model
 from sidecert.config.nodes import KeyPath, ListNode, MappingNode
 from sidecert.config.source import Source
+from sidecert.errors import Problem
 
 _Part = TypeVar("_Part", bound=Model)
 

@@ -11,12 +11,19 @@ from typing import Any
 
 from sidecert.config.binds import Bind, bind
 from sidecert.config.checker import Checker
-from sidecert.errors import Problem
 from sidecert.config.mistake import Mistake, nearest, shown
-from sidecert.config.models import AdminConfig, Config, CredentialConfig, LimitsConfig, ListenerConfig, RouteConfig
+from sidecert.config.models import (
+    AdminConfig,
+    Config,
+    CredentialConfig,
+    LimitsConfig,
+    ListenerConfig,
+    RouteConfig,
+)
 from sidecert.config.nodes import KeyPath, ListNode, MappingNode, render
 from sidecert.config.source import Source
 from sidecert.config.values import drain, is_name, name
+from sidecert.errors import Problem
 
 _NAMES_SHOWN = 8  # known ids that a message lists
 _GUESSES = 50  # unknown ids for which the nearest known one is looked for: each can take milliseconds

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from sidecert.errors import Problem
 from sidecert.config.nodes import KeyPath, ListNode, MappingNode, render
 from sidecert.config.syntax import complaint
 from sidecert.config.textfile import Unreadable, read_text
+from sidecert.errors import Problem
 
 MAX_DEPTH = 32
 MAX_NODES = 2_000_000  # an alias counts as all that it stands for: a few lines can stand for billions

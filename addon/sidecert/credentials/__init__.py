@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL
 
+from sidecert.config import CredentialConfig, SecretError, SecretSource
 from sidecert.credentials import certificates, keyfiles
 from sidecert.credentials.certificates import Chain, describe_key, listing, name_of
-from sidecert.config import CredentialConfig, SecretError, SecretSource
 from sidecert.credentials.filekinds import Role, Unusable
 from sidecert.credentials.keyfiles import Passphrase
 

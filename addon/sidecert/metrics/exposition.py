@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from sidecert.outcome import Outcome
 from sidecert.metrics.stats import BUCKETS, CODES, Histogram, RouteStats
+from sidecert.outcome import Outcome
 
 _BOUNDS = (*map(repr, BUCKETS), "+Inf")
 
