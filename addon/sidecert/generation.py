@@ -1,4 +1,4 @@
-"""A loaded config with its credentials, contexts and routes: built whole or not at all, then never changed."""
+"""A loaded config with its credentials, contexts and routes: built whole or not at all, never changed."""
 
 from __future__ import annotations
 

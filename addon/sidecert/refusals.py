@@ -1,5 +1,5 @@
-"""The words with which an exchange refuses a call: what happened, whether the request can have been processed,
-and what to do."""
+"""The words with which an exchange refuses a call: what happened, whether the request can have been
+processed, and what to do."""
 
 from __future__ import annotations
 
