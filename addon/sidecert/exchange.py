@@ -300,6 +300,7 @@ class Exchange:
         assert connection is not None
         assert self._pool is not None
         if self._asked_whole:
+            connection.resume_reading()  # paused, it would never see the answer to another call
             self._pool.release(connection)
         else:
             connection.leave()  # the rest of the request was never sent: nobody may use what is left

@@ -118,6 +118,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._look: Callable[[int], list[tuple[int, int]]]
         """What there is to read, or an end of the connection; does not wait when called with 0."""
+        self._reading_paused = False
         self._exchange: AnswerTaker | None = None
         self._method = b""
         self._parser = ResponseParser()
@@ -257,10 +258,12 @@ class UpstreamConnection(asyncio.Protocol):
     def pause_reading(self) -> None:
         """Let the upstream wait: the caller does not keep up."""
         if self._state is not _State.ENDED and self._transport is not None:
+            self._reading_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._state is not _State.ENDED and self._transport is not None:
+        if self._reading_paused and self._state is not _State.ENDED and self._transport is not None:
+            self._reading_paused = False
             self._transport.resume_reading()
 
     def leave(self) -> None:

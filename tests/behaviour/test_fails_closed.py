@@ -7,9 +7,11 @@ calls are real ones, over real sockets and TLS, on both event loops.
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +75,7 @@ OTHERS: tuple[tuple[Any, str], ...] = (
 )
 # What everything else falls back to when it has failed: these raise once, not for ever.
 LAST_RESORTS = {
+    "Downstream._reset",
     "Downstream.cut",
     "Downstream._fault",
     "Exchange.fault",
@@ -215,6 +218,7 @@ def by_path(asked: Asked) -> None:
 
 RECORDED: list[TlsRecorder] = []
 GATE = threading.Event()
+NUMBERS = itertools.count()  # so that every request can be told from every other
 
 
 # -- the calls ---------------------------------------------------------------------------------------------
@@ -236,7 +240,7 @@ class Stage:
         return talker
 
     def request(self, target: str, *fields: str, method: str = "GET", route: str = "good") -> bytes:
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {route}.test", *fields]
+        lines = [f"{method} {target}?{next(NUMBERS)} HTTP/1.1", f"Host: {route}.test", *fields]
         return "\r\n".join([*lines, "", ""]).encode()
 
     def read(self, talker: Talker, body: bytes = b"abcdef") -> Answer | None:
@@ -254,6 +258,19 @@ class Stage:
         self.ends.append(ours or "whole")
         return answer
 
+    def send(self, talker: Talker, data: bytes) -> None:
+        """Sends, unless the call has been refused or cut already."""
+        try:
+            talker.send(data)
+        except OSError:
+            pass
+
+    def shutdown_write(self, talker: Talker) -> None:
+        try:
+            talker.shutdown_write()
+        except OSError:
+            pass
+
     def drop_end(self, talker: Talker) -> None:
         """Reads until the connection ends, however it ends."""
         try:
@@ -268,17 +285,17 @@ def fresh(stage: Stage) -> None:
     """A call on a new connection, both sides."""
     stage.arm()
     talker = stage.talker()
-    talker.send(stage.request("/fresh"))
+    stage.send(talker, stage.request("/fresh"))
     stage.read(talker)
 
 
 def reused(stage: Stage) -> None:
     """A second call on the same connections."""
     talker = stage.talker()
-    talker.send(stage.request("/first"))
+    stage.send(talker, stage.request("/first"))
     stage.read(talker)
     stage.arm()
-    talker.send(stage.request("/second"))
+    stage.send(talker, stage.request("/second"))
     stage.read(talker)
 
 
@@ -286,7 +303,7 @@ def pipelined(stage: Stage) -> None:
     """Three requests in one packet."""
     talker = stage.talker()
     stage.arm()
-    talker.send(b"".join(stage.request(f"/pipelined?{n}") for n in range(3)))
+    stage.send(talker, b"".join(stage.request("/pipelined") for _ in range(3)))
     for _ in range(3):
         if stage.read(talker) is None:
             break
@@ -295,7 +312,7 @@ def pipelined(stage: Stage) -> None:
 def second_of_pipelined(stage: Stage) -> None:
     """The fault comes while the second request waits behind the first."""
     talker = stage.talker()
-    talker.send(stage.request("/chunked") + stage.request("/pipelined"))
+    stage.send(talker, stage.request("/chunked") + stage.request("/pipelined"))
     stage.read(talker)
     stage.arm()
     stage.read(talker)
@@ -305,8 +322,8 @@ def posted(stage: Stage) -> None:
     """A body that comes after its head."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/posted", "Content-Length: 6", method="POST") + b"abc")
-    talker.send(b"def")
+    stage.send(talker, stage.request("/posted", "Content-Length: 6", method="POST") + b"abc")
+    stage.send(talker, b"def")
     stage.read(talker)
 
 
@@ -315,17 +332,19 @@ def posted_like_a_request(stage: Stage) -> None:
     talker = stage.talker()
     stage.arm()
     inner = stage.request("/smuggled", method="POST")
-    talker.send(stage.request("/posted", f"Content-Length: {len(inner)}", method="POST") + inner)
+    stage.send(talker, stage.request("/posted", f"Content-Length: {len(inner)}", method="POST") + inner)
     stage.read(talker)
 
 
 def posted_chunked(stage: Stage) -> None:
     """A chunked body with a trailer, half of it on an established connection."""
     talker = stage.talker()
-    talker.send(stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n")
+    stage.send(
+        talker, stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n"
+    )
     stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
     stage.arm()
-    talker.send(b"3\r\ndef\r\n0\r\nX-Sum: 6\r\n\r\n")
+    stage.send(talker, b"3\r\ndef\r\n0\r\nX-Sum: 6\r\n\r\n")
     stage.read(talker)
 
 
@@ -333,7 +352,7 @@ def answered_chunked(stage: Stage) -> None:
     """A chunked answer with a trailer."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/chunked"))
+    stage.send(talker, stage.request("/chunked"))
     stage.read(talker)
 
 
@@ -341,7 +360,7 @@ def answered_until_close(stage: Stage) -> None:
     """A close-delimited answer."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/until-close"))
+    stage.send(talker, stage.request("/until-close"))
     stage.read(talker)
 
 
@@ -349,7 +368,7 @@ def interim(stage: Stage) -> None:
     """A 103 before the answer."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/hints"))
+    stage.send(talker, stage.request("/hints"))
     stage.read(talker)
 
 
@@ -357,17 +376,17 @@ def cut_answer(stage: Stage) -> None:
     """The upstream breaks off in the middle of its answer."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/cut"))
+    stage.send(talker, stage.request("/cut"))
     stage.read(talker)
 
 
 def repeated(stage: Stage) -> None:
     """The upstream ends a reused connection instead of answering: a GET is sent once more."""
     talker = stage.talker()
-    talker.send(stage.request("/dies-when-reused?1"))
+    stage.send(talker, stage.request("/dies-when-reused"))
     stage.read(talker)
     stage.arm()
-    talker.send(stage.request("/dies-when-reused?2"))
+    stage.send(talker, stage.request("/dies-when-reused"))
     stage.read(talker)
 
 
@@ -375,7 +394,7 @@ def junk(stage: Stage) -> None:
     """An answer that is none."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/junk"))
+    stage.send(talker, stage.request("/junk"))
     stage.read(talker)
 
 
@@ -383,7 +402,7 @@ def silent(stage: Stage) -> None:
     """An upstream that does not answer in time."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/silence", route="impatient"))
+    stage.send(talker, stage.request("/silence", route="impatient"))
     stage.read(talker)
 
 
@@ -392,7 +411,7 @@ def slow_reader(stage: Stage) -> None:
     talker = stage.talker()
     talker.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     stage.arm()
-    talker.send(stage.request("/big"))
+    stage.send(talker, stage.request("/big"))
     try:
         stage.inside.wait_for(lambda: any(getattr(c, "_write_paused", True) for c in _open(stage)), 1)
     except AssertionError:
@@ -408,9 +427,9 @@ def slow_upstream(stage: Stage) -> None:
     """The upstream does not read for a while: we stop reading from the caller, and go on later."""
     GATE.clear()
     talker = stage.talker()
-    talker.send(stage.request("/slow-to-read", f"Content-Length: {BIG}", method="POST"))
+    stage.send(talker, stage.request("/slow-to-read", f"Content-Length: {BIG}", method="POST"))
     stage.arm()
-    sender = threading.Thread(target=_send_all, args=(talker, b"p" * BIG), daemon=True)
+    sender = threading.Thread(target=stage.send, args=(talker, b"p" * BIG), daemon=True)
     sender.start()
     try:
         stage.inside.wait_for(lambda: any(getattr(c, "_reading_paused", True) for c in _open(stage)), 1)
@@ -423,19 +442,12 @@ def slow_upstream(stage: Stage) -> None:
     assert not sender.is_alive()
 
 
-def _send_all(talker: Talker, data: bytes) -> None:
-    try:
-        talker.send(data)
-    except OSError:
-        pass  # refused or cut before all was sent
-
-
 def half_closed(stage: Stage) -> None:
     """A caller that says it sends no more, and waits for its answer."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/half-closed"))
-    talker.shutdown_write()
+    stage.send(talker, stage.request("/half-closed"))
+    stage.shutdown_write(talker)
     stage.read(talker)
     stage.drop_end(talker)
 
@@ -443,7 +455,7 @@ def half_closed(stage: Stage) -> None:
 def caller_leaves(stage: Stage) -> None:
     """A caller that goes while the upstream is thinking."""
     talker = stage.talker()
-    talker.send(stage.request("/silence"))
+    stage.send(talker, stage.request("/silence"))
     stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
     stage.arm()
     talker.reset()
@@ -453,18 +465,18 @@ def tunnel(stage: Stage) -> None:
     """An upgraded connection, used both ways and then ended."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/socket", "Upgrade: websocket", "Connection: Upgrade"))
+    stage.send(talker, stage.request("/socket", "Upgrade: websocket", "Connection: Upgrade"))
     answer = stage.read(talker)
     if answer is None or answer.status != 101:
         return
     try:
-        talker.send(b"ping")
+        stage.send(talker, b"ping")
         assert talker.read_exactly(4) == b"ping"
     except (EOFError, ConnectionError):
         return
     except TimeoutError:
         raise AssertionError("the tunnel was left hanging") from None
-    talker.shutdown_write()
+    stage.shutdown_write(talker)
     stage.drop_end(talker)
 
 
@@ -472,7 +484,7 @@ def malformed(stage: Stage) -> None:
     """A request that is none."""
     talker = stage.talker()
     stage.arm()
-    talker.send(b"what is this\r\n\r\n")
+    stage.send(talker, b"what is this\r\n\r\n")
     stage.read(talker)
     stage.drop_end(talker)
 
@@ -480,10 +492,12 @@ def malformed(stage: Stage) -> None:
 def malformed_body(stage: Stage) -> None:
     """A body that breaks its framing half way."""
     talker = stage.talker()
-    talker.send(stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n")
+    stage.send(
+        talker, stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n"
+    )
     stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
     stage.arm()
-    talker.send(b"zzz\r\n")
+    stage.send(talker, b"zzz\r\n")
     stage.read(talker)
 
 
@@ -491,7 +505,7 @@ def header_too_slow(stage: Stage) -> None:
     """A header that stops half way."""
     talker = stage.talker()
     stage.arm()
-    talker.send(b"GET / HTTP/1.1\r\nHost:")
+    stage.send(talker, b"GET / HTTP/1.1\r\nHost:")
     stage.read(talker)
     stage.drop_end(talker)
 
@@ -500,7 +514,7 @@ def unrouted(stage: Stage) -> None:
     """A host that no route has."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/", route="nobody"))
+    stage.send(talker, stage.request("/", route="nobody"))
     stage.read(talker)
 
 
@@ -508,7 +522,7 @@ def refused_certificate(stage: Stage) -> None:
     """The upstream turns the route's certificate away."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/", route="refused"))
+    stage.send(talker, stage.request("/", route="refused"))
     stage.read(talker)
 
 
@@ -516,7 +530,7 @@ def no_connection(stage: Stage) -> None:
     """Nobody listens."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/", route="closed"))
+    stage.send(talker, stage.request("/", route="closed"))
     stage.read(talker)
 
 
@@ -524,7 +538,7 @@ def no_handshake(stage: Stage) -> None:
     """The upstream takes the connection and says nothing."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/", route="mute"))
+    stage.send(talker, stage.request("/", route="mute"))
     stage.read(talker)
 
 
@@ -532,7 +546,7 @@ def without_ticket(stage: Stage) -> None:
     """A TLS 1.3 upstream that never says whether it has accepted us, until it answers."""
     talker = stage.talker()
     stage.arm()
-    talker.send(stage.request("/", route="ticketless"))
+    stage.send(talker, stage.request("/", route="ticketless"))
     stage.read(talker)
 
 
@@ -541,7 +555,7 @@ def full_pool(stage: Stage) -> None:
     first, second, third = stage.talker(), stage.talker(), stage.talker()
     stage.arm()
     for talker in (first, second, third):
-        talker.send(stage.request("/one-by-one", route="narrow"))
+        stage.send(talker, stage.request("/one-by-one", route="narrow"))
     for talker in (first, second, third):
         stage.read(talker)
 
@@ -554,19 +568,20 @@ def full_pool_for_long(stage: Stage) -> None:
     stage.arm()
     second.send(stage.request("/waits", route="narrow-and-brief"))
     stage.read(second)
+    first.reset()
 
 
 def swept(stage: Stage) -> None:
     """A connection that has been idle for long enough."""
     talker = stage.talker()
-    talker.send(stage.request("/swept", route="forgetful"))
+    stage.send(talker, stage.request("/swept", route="forgetful"))
     stage.read(talker)
     stage.arm()
     try:
         stage.inside.wait_for(lambda: not stage.inside.stats("forgetful").idle, 0.6)
     except AssertionError:
         pass  # it stays for as long as the fault does
-    talker.send(stage.request("/swept?again", route="forgetful"))
+    stage.send(talker, stage.request("/swept", route="forgetful"))
     stage.read(talker)
 
 
@@ -633,15 +648,13 @@ class World:
         assert stage.ends == ["whole"]
         self.inside.check_nothing_left()
 
-    def check_upstream(self, before: int) -> None:
-        """What the upstream has seen since: each request at most once, and never without a certificate."""
-        seen = self.upstream.requests[before:]
-        assert {each.subject for each in seen} <= {"alice"}
-        assert "/smuggled" not in {each.target for each in seen}
-        sent = [(each.method, each.target) for each in seen if not each.target.startswith(("/fresh", "/one"))]
-        once = [each for each in sent if not each[1].startswith("/dies-when-reused")]
-        assert len(once) == len(set(once)), f"sent twice: {sent}"
-        assert all(sent.count(each) <= 2 for each in sent), f"sent more than twice: {sent}"
+    def check_upstream(self) -> None:
+        """What the upstream has seen: each request as often as allowed, never without a certificate."""
+        seen = self.upstream.requests
+        assert {each.subject for each in seen} == {"alice"}
+        for target, count in Counter(each.target for each in seen).items():
+            assert not target.startswith("/smuggled")
+            assert count <= 1 + target.startswith("/dies-when-reused"), f"{target} came {count} times"
 
 
 @pytest.fixture
@@ -653,7 +666,6 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
     ticketless = peers.recorder(tls="1.3", answer=by_path, configure=lambda c: setattr(c, "num_tickets", 0))
     RECORDED.append(upstream)
     patient = {"connect": "1500ms", "handshake": "1500ms", "response": "1500ms", "stall": "1500ms"}
-    brief = {"connect": "60ms", "handshake": "60ms", "response": "60ms", "stall": "60ms"}
     one = {"max_connections": 1, "max_idle": 1}
 
     def to(name: str, peer: Addressed, **more: object) -> dict[str, Any]:
@@ -663,7 +675,7 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
         to("good", upstream),
         to("refused", strict, credential="stranger"),
         to("closed", peers.closed_port()),
-        to("mute", peers.silent(), timeouts=brief),
+        to("mute", peers.silent(), timeouts={**patient, "handshake": "60ms"}),
         to("narrow", upstream, pool=one),
         to("narrow-and-brief", upstream, pool=one, timeouts={**patient, "connect": "60ms"}),
         to("ticketless", ticketless),
@@ -709,20 +721,24 @@ def reached(world: World, call: Callable[[Stage], None]) -> list[Place]:
     return list(counts)
 
 
+# Where the closing of a transport itself is made to fail, it is left to the end of the loop.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("world", LOOPS, indirect=True)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
     call: Callable[[Stage], None], world: World
 ) -> None:
-    """Each function on the way of this call raises in turn: the caller is told or cut, all is put away."""
+    """Each function on the way of this call raises in turn: the caller is told or cut, all is put away.
+
+    Each raises once, and under uvloop, which `sidecert run` uses, also each time.
+    """
     natural = CALLS[call] | {"whole", "cut", "internal_error"}
     failures = []
     for place in reached(world, call):
-        for always in (False, True):
-            if always and str(place) in LAST_RESORTS:
-                continue
-            before = len(world.upstream.requests)
+        for always in (
+            (False,) if world.inside.kind == "asyncio" or str(place) in LAST_RESORTS else (False, True)
+        ):
             armed = [False]
             raised = [0]
 
@@ -742,9 +758,9 @@ def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
                 if str(place) in BOOKKEEPING:
                     world.begin_anew()
                 world.check_unharmed()
-                world.check_upstream(before)
+                world.check_upstream()
             except AssertionError as error:
                 mode = "always" if always else "once"
-                failures.append(f"{place} {mode}: {str(error).splitlines()[0][:300]}")
+                failures.append(f"{place} {mode}: {(str(error) or repr(error)).splitlines()[0][:300]}")
                 world.begin_anew()
     assert not failures, "\n" + "\n".join(failures)

@@ -51,7 +51,7 @@ class Inside:
         self.address: tuple[str, int]
         self.errors: list[dict[str, Any]] = []
         self._first = first
-        self._kind: LoopKind = kind
+        self.kind: LoopKind = kind
         self._ready = threading.Event()
         self._stopping: asyncio.Event
         self._broken: BaseException | None = None
@@ -109,14 +109,14 @@ class Inside:
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(PATIENCE)
-            assert not self._thread.is_alive()
+            assert not self._thread.is_alive(), "the loop did not end"
 
     def _is_ours(self, task: asyncio.Task[Any]) -> bool:
         return getattr(task.get_coro(), "__name__", "") in ("_main", "answer")
 
     def _work(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_FACTORIES[self._kind]) as runner:
+            with asyncio.Runner(loop_factory=_FACTORIES[self.kind]) as runner:
                 runner.run(self._main())
         except BaseException as error:
             self._broken = error

@@ -1,0 +1,316 @@
+"""One call with fakes on both sides: what is told to whom, in which order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sidecert.errors import Refusal
+from sidecert.exchange import Exchange
+from sidecert.http1 import RequestHead, RequestParser, ResponseParser
+from sidecert.metrics import Metrics
+from sidecert.outcome import Observation, Outcome
+from sidecert.plane import Listener, Plane
+from sidecert.upstream import NotOpened
+from support.certs import Pki
+from support.inside import generation
+from support.sidecar import config
+
+
+class FakeCaller:
+    """A downstream connection that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.listener = Listener("here", None, frozenset())
+        self.told: list[Any] = []
+        self.on_write: Callable[[], None] = lambda: None
+
+    def addresses(self) -> tuple[object, object]:
+        return None, None
+
+    def write(self, data: bytes) -> None:
+        self.told.append(("write", data))
+        self.on_write()
+
+    def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
+        self.told.append(("refuse", refusal.outcome))
+
+    def finish(self, *, keep_alive: bool) -> None:
+        self.told.append(("finish", keep_alive))
+
+    def cut(self) -> None:
+        self.told.append("cut")
+
+    def become_tunnel(self) -> None:
+        self.told.append("tunnel")
+
+    def set_deadline(self, seconds: float) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        self.told.append("pause")
+
+    def resume_reading(self) -> None:
+        self.told.append("resume")
+
+
+class FakeConnection:
+    """An upstream connection that is told everything and says nothing."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.outcome = Outcome.OK
+        self.seen = Observation()
+        self.reusable = True
+        self.heard = False
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self.sent = b""
+
+    def begin(self, exchange: Any, method: bytes, data: bytes, upgrade: bytes | None) -> None:
+        self.sent += data
+
+    def send(self, data: bytes) -> None:
+        self.sent += data
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: self.log.append(name)
+
+
+class FakePool:
+    """Hands out `ready`, or opens what `opening` gives."""
+
+    def __init__(self, plane: Plane, log: list[str]) -> None:
+        real = plane.pools["orders"]
+        self.route, self.stats = real.route, real.stats
+        self.log = log
+        self.ready: list[FakeConnection] = []
+        self.opening: Callable[[], FakeConnection] = lambda: FakeConnection(log)
+
+    def take(self, upstream: Any) -> FakeConnection | None:
+        return self.ready.pop() if self.ready else None
+
+    async def open(self, upstream: Any) -> FakeConnection:
+        self.log.append("open")
+        connection = self.opening()
+        connection.reusable = False
+        return connection
+
+    def release(self, connection: FakeConnection) -> None:
+        self.log.append("release")
+
+
+class Scene:
+    """An exchange for `request` between fakes. Made on a running loop."""
+
+    def __init__(self, plane: Plane, request: bytes) -> None:
+        self.log: list[str] = []
+        self.caller = FakeCaller()
+        self.pool = FakePool(plane, self.log)
+        plane.pools["orders"] = self.pool  # type: ignore[assignment]
+        head: RequestHead = RequestParser(65536).parse(request)
+        self.exchange = Exchange(plane, self.caller, head)
+
+    @property
+    def stats(self) -> Any:
+        return self.pool.stats
+
+
+Play = Callable[[bytes, Callable[[Scene], Any]], Scene]
+GET = b"GET / HTTP/1.1\r\nHost: orders.test\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 6\r\n\r\n"
+
+
+@pytest.fixture
+def play(pki: Pki, tmp_path: Path) -> Play:
+    """Plays a scene, a coroutine function, on a loop of its own; at its end no call is in progress."""
+    spec = {
+        "id": "orders",
+        "match": {"host": "orders.test"},
+        "upstream": {"host": "127.0.0.1", "trust": str(pki.trust)},
+        "credential": "alice",
+    }
+    first = generation(tmp_path, config([spec], pki.credentials))
+
+    def run(request: bytes, acts: Callable[[Scene], Any]) -> Scene:
+        async def main() -> Scene:
+            plane = Plane(Metrics(CollectorRegistry()))
+            plane.adopt(first)
+            scene = Scene(plane, request)
+            await acts(scene)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            return scene
+
+        scene = asyncio.run(main())
+        assert scene.stats.in_progress == 0
+        return scene
+
+    return run
+
+
+def answer_head(raw: bytes, method: bytes = b"GET") -> Any:
+    return ResponseParser().parse(raw, method)
+
+
+FINE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
+
+
+def test_connection_whose_answer_the_caller_could_not_take_at_once_is_given_back_reading(play: Play) -> None:
+    """The last piece overfills the caller's buffer: the connection must not go back to the pool paused."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.caller.on_write = scene.exchange.pause_answer
+        scene.exchange.take_answer(answer_head(FINE), b"abc", True)
+
+    scene = play(GET, acts)
+    assert scene.log == ["pause_reading", "resume_reading", "release"]
+    assert scene.caller.told[-1] == ("finish", True)
+
+
+def test_body_that_waited_for_a_connection_is_sent_with_the_head(play: Play) -> None:
+    """What came while the connection was being opened goes out first, then the rest."""
+
+    async def acts(scene: Scene) -> None:
+        connection = FakeConnection(scene.log)
+        scene.pool.opening = lambda: connection
+        scene.exchange.start(b"ab", False)
+        scene.exchange.take_body(b"cd", False, [])
+        await asyncio.sleep(0.01)
+        scene.exchange.take_body(b"ef", True, [])
+        assert connection.sent.endswith(b"\r\n\r\nabcdef")
+        assert connection.sent.count(b"POST / HTTP/1.1\r\n") == 1
+        scene.exchange.take_answer(answer_head(FINE), b"abc", True)
+
+    assert play(POST, acts).log == ["open", "resume_reading", "release"]
+
+
+def test_call_is_repeated_once_and_then_refused(play: Play) -> None:
+    """A GET on a reused connection that ends is opened for again; when that ends too, the caller is told."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.exchange.upstream_ended(None)
+        await asyncio.sleep(0.01)
+        scene.exchange.upstream_ended(None)
+
+    scene = play(GET, acts)
+    assert scene.log == ["open"]
+    assert scene.caller.told == [("refuse", "upstream_closed")]
+    assert scene.stats.retries == 1
+
+
+@pytest.mark.parametrize("what", ["post", "heard", "fresh"])
+def test_call_is_not_repeated(what: str, play: Play) -> None:
+    """A POST, a call of whose answer something came, and one on a fresh connection: told at once."""
+
+    async def acts(scene: Scene) -> None:
+        connection = FakeConnection(scene.log)
+        connection.reusable = what != "fresh"
+        connection.heard = what == "heard"
+        scene.pool.ready = [connection]
+        scene.exchange.start(b"abcdef" if what == "post" else b"", True)
+        scene.exchange.upstream_ended(None)
+
+    scene = play(POST if what == "post" else GET, acts)
+    assert scene.log == []
+    assert scene.caller.told == [("refuse", "upstream_closed")]
+
+
+def test_early_answer_gives_the_connection_up(play: Play) -> None:
+    """The answer is whole and the request is not: neither connection is used again."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"ab", False)
+        scene.exchange.take_answer(answer_head(FINE, b"POST"), b"abc", True)
+        scene.exchange.take_body(b"cdef", True, [])
+
+    scene = play(POST, acts)
+    assert scene.log == ["leave"]
+    assert scene.caller.told[-1] == ("finish", False)
+
+
+def test_caller_that_leaves_takes_the_connection_with_it(play: Play) -> None:
+    """Nobody else may get what is left of the answer; telling it twice changes nothing."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.exchange.caller_left()
+        scene.exchange.caller_left()
+        scene.exchange.timed_out()
+
+    scene = play(GET, acts)
+    assert scene.log == ["leave"]
+    assert scene.caller.told == []
+
+
+def test_caller_that_leaves_while_a_connection_is_opened_ends_the_attempt(play: Play) -> None:
+    """The task that opens is cancelled, and leaves nothing behind."""
+
+    async def acts(scene: Scene) -> None:
+        ended = asyncio.Event()
+
+        async def never(upstream: Any) -> Any:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        scene.pool.open = never  # type: ignore[method-assign]
+        scene.exchange.start(b"", True)
+        await asyncio.sleep(0)
+        scene.exchange.caller_left()
+        async with asyncio.timeout(1):
+            await ended.wait()
+        assert len(asyncio.all_tasks()) <= 2
+
+    assert play(GET, acts).caller.told == []
+
+
+def test_failed_attempt_is_explained(play: Play) -> None:
+    """The outcome of the attempt is the outcome of the answer."""
+
+    async def acts(scene: Scene) -> None:
+        async def fail(upstream: Any) -> Any:
+            raise NotOpened(Observation(), Outcome.DNS_FAILED)
+
+        scene.pool.open = fail  # type: ignore[method-assign]
+        scene.exchange.start(b"", True)
+        await asyncio.sleep(0.01)
+
+    assert play(GET, acts).caller.told == [("refuse", "dns_failed")]
+
+
+def test_failure_after_the_answer_began_is_a_cut(play: Play) -> None:
+    """No second head, no clean end."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.exchange.take_answer(answer_head(FINE), b"a", False)
+        scene.exchange.upstream_ended(None)
+
+    scene = play(GET, acts)
+    assert [each for each in scene.caller.told if each[0] != "write"] == ["cut"]
+
+
+def test_interim_answer_is_kept_from_a_caller_that_does_not_know_it(play: Play) -> None:
+    """HTTP/1.0 has no 1xx."""
+    for version, count in ((b"1.1", 1), (b"1.0", 0)):
+
+        async def acts(scene: Scene) -> None:
+            scene.pool.ready = [FakeConnection(scene.log)]
+            scene.exchange.start(b"", True)
+            scene.exchange.take_interim(answer_head(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"))
+            scene.exchange.caller_left()
+
+        assert len(play(GET.replace(b"1.1", version), acts).caller.told) == count
