@@ -61,7 +61,6 @@ def _segment(raw: bytes) -> bytes:
 class Pattern:
     """A route's path pattern. `prefix` holds its segments before the first wildcard, `tail` the others."""
 
-    text: str
     prefix: tuple[bytes, ...]
     tail: tuple[Segment, ...]
 
@@ -82,7 +81,7 @@ class Pattern:
             if isinstance(segment, Wild):
                 break
             prefix.append(segment)
-        return cls(text, tuple(prefix), tuple(parsed[len(prefix) :]))
+        return cls(tuple(prefix), tuple(parsed[len(prefix) :]))
 
     @property
     def rank(self) -> tuple[bool, int, int]:

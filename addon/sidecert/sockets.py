@@ -36,11 +36,6 @@ def listen(bind: Bind) -> list[socket.socket]:
     return [_listen_unix(bind.path)] if bind.path is not None else _listen_tcp(bind)
 
 
-def unusable(bind: Bind, error: OSError) -> Unusable:
-    """What to say of an `error` that came when `bind` was opened."""
-    return _unusable_tcp(bind, error) if bind.path is None else _unusable_unix(bind.path, error)
-
-
 def spell(sock: socket.socket) -> str:
     """The address of a listening socket: `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/in.sock`."""
     name = sock.getsockname()

@@ -240,11 +240,11 @@ def test_a_later_check_can_point_at_a_line(tmp_path: Path) -> None:
         "version: 1\n\ncredentials:\n  alice:\n    pkcs12: alice.p12\nroutes:\n  - id: orders\n"
         "    match: {host: a.example.com}\n    credential: alice\n",
     )
-    assert draft.line("credentials", "alice", "pkcs12") == 5
-    assert draft.line("credentials", "alice", "key") == 4
-    assert draft.line("routes", 0, "match", "host") == 8
-    assert draft.line("routes", 7, "match") == 6
-    assert draft.line("nothing") == draft.line() == 1
+    assert draft.source.line("credentials", "alice", "pkcs12") == 5
+    assert draft.source.line("credentials", "alice", "key") == 4
+    assert draft.source.line("routes", 0, "match", "host") == 8
+    assert draft.source.line("routes", 7, "match") == 6
+    assert draft.source.line("nothing") == draft.source.line() == 1
     problem = draft.problem(("credentials", "alice", "pkcs12"), "it expired", "renew it", warning=True)
     assert str(problem) == f"{draft.path}:5: credentials.alice.pkcs12: it expired; renew it"
     assert problem.warning

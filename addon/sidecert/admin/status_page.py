@@ -21,14 +21,13 @@ _DAY = 86400
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """A route in words; `credential` is an id or "none", `verdict` what came of its last failed handshake."""
+    """A route in words; `credential` is an id or "none"."""
 
     id: str
     match: str
     upstream: str
     credential: str
     insecure: bool = False
-    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +80,10 @@ def _route(route: RouteRow, stats: RouteStats) -> str:
     answered = sum(stats.codes)
     calls = f"{answered}" + (f" <small>+{stats.in_progress} now</small>" if stats.in_progress else "")
     connections = f"{stats.active} <small>active</small> {stats.idle} <small>idle</small>"
-    verdict = (
-        f'<tr class="verdict"><td colspan="7">{escape(route.verdict)}</td></tr>' if route.verdict else ""
-    )
     return (
         f"<tr><th>{escape(route.id)}</th><td>{escape(route.match)}</td><td>{upstream}</td>"
         f"<td>{escape(route.credential)}</td><td>{_outcomes(stats.outcomes())}</td>"
-        f"<td>{calls}</td><td>{connections}</td></tr>{verdict}"
+        f"<td>{calls}</td><td>{connections}</td></tr>"
     )
 
 
@@ -180,8 +176,7 @@ section p{margin:0;padding:.2rem 1rem .8rem;color:var(--faint)}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem 1rem;text-align:left;vertical-align:top}
 tbody th{font-weight:600}
-tbody tr:not(.verdict){border-top:1px solid var(--line)}
-.verdict td{padding-top:0;color:var(--faint)}
+tbody tr{border-top:1px solid var(--line)}
 code{font-size:.75rem;overflow-wrap:anywhere}
 .good{color:var(--good)}.warn{color:var(--warn)}.bad{color:var(--bad)}
 .chip{display:inline-block;padding:0 .5rem;

@@ -66,10 +66,6 @@ class Draft:
     """Where in the list each id stands."""
     source: Source
 
-    def line(self, *path: str | int) -> int | None:
-        """The line (from 1) of a key path, or of its nearest parent that exists."""
-        return self.source.line(*path)
-
     def problem(self, path: KeyPath, wrong: str, right: str, warning: bool = False) -> Problem:
         """A problem located in this file."""
         return self.source.problem(path, wrong, right, warning)

@@ -22,7 +22,7 @@ from sidecert.routing.rules import HostRules, Rule, shown
 if TYPE_CHECKING:
     from sidecert.config import Draft, RouteConfig
 
-__all__ = ["Candidate", "Router", "conflicts", "normalise_host", "ties"]
+__all__ = ["Candidate", "Router", "conflicts", "ties"]
 
 _NAMED = 5  # hosts or routes that an answer names: a refusal stays short, and cheap to make
 _SEARCHED = 50  # hosts that are searched for the one the caller may have meant
