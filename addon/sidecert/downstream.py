@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import struct
 from typing import cast
 
-from sidecert import answers, refusals
+from sidecert import answers, calllog, refusals
 from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, RequestParser, body_reader, find_head
-from sidecert.plane import Listener, Plane
+from sidecert.plane import FIRST_REQUEST_GRACE, Listener, Plane
 from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Downstream(asyncio.Protocol):
 
     def __init__(self, plane: Plane, listener: Listener) -> None:
         self.listener = listener
+        self.own_host: str | None = None
+        """The address that the caller called, where the listener is pinned."""
         self._plane = plane
         self._limits = plane.generation.config.limits
         self._stats = plane.metrics.listener(listener.label)
@@ -80,12 +83,14 @@ class Downstream(asyncio.Protocol):
         # uvloop's transports are no subclasses of asyncio's
         self._transport = cast(asyncio.Transport, transport)
         self._stats.connections += 1
-        self._plane.connections.add(self)
         try:
-            if len(self._plane.connections) > self._limits.connections:
+            if len(self._plane.connections) >= self._limits.connections:
                 self._refuse_connection()
-            else:
-                self._deadline.set(self._limits.keepalive)
+                return
+            self._plane.connections.add(self)
+            if self.listener.route is not None:
+                self.own_host = _own_host(self._transport)
+            self._deadline.set(FIRST_REQUEST_GRACE if self._plane.draining else self._limits.keepalive)
         except Exception as exc:
             self._fault(exc)
 
@@ -178,7 +183,6 @@ class Downstream(asyncio.Protocol):
             self._scanned = 0
             head = self._parser.parse(self._buffer[:end])
         except Refusal as refusal:
-            self._plane.metrics.denied(refusal.outcome)
             self._refuse_unread(refusal)
             return False
         self._served = True
@@ -245,6 +249,10 @@ class Downstream(asyncio.Protocol):
     def become_tunnel(self) -> None:
         """From now on all bytes are passed on as they come, both ways."""
         self._tunnel = True
+        early, self._buffer = self._buffer, b""
+        self.resume_reading()
+        if early and self._exchange is not None:
+            self._exchange.take_body(early, False, [])
 
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
         """Answer with `refusal` in the place of the upstream, and end the exchange."""
@@ -327,8 +335,11 @@ class Downstream(asyncio.Protocol):
         self.cut()
 
     def _refuse_connection(self) -> None:
-        self._plane.metrics.denied(Reason.OVERLOADED.word)
         limit = self._limits.connections
+        if len(self._plane.leaving) >= limit:
+            self._transport.abort()  # more than that are reading already that there is no room
+            return
+        self._plane.leaving.add(self)
         self._refuse_unread(
             Refusal.of(
                 Reason.OVERLOADED,
@@ -340,6 +351,9 @@ class Downstream(asyncio.Protocol):
 
     def _refuse_unread(self, refusal: Refusal) -> None:
         """Answer a request that could not be read, or was not."""
+        request_id = calllog.new_request_id()
+        self._plane.metrics.denied(refusal.outcome)
+        calllog.refused(refusal, request_id, self.listener.label, None)
         self._transport.write(
             answers.render(
                 refusal,
@@ -347,7 +361,7 @@ class Downstream(asyncio.Protocol):
                 route=None,
                 upstream=None,
                 credential=None,
-                request_id="",
+                request_id=request_id,
                 keep_alive=False,
                 caller_minor=1,
                 head_only=False,
@@ -405,6 +419,15 @@ class Downstream(asyncio.Protocol):
         except Exception as again:
             log.error("an error of sidecert's own on a downstream connection", exc_info=again)
             self._reset()
+
+
+def _own_host(transport: asyncio.Transport) -> str | None:
+    own = transport.get_extra_info("sockname")
+    if not isinstance(own, tuple):
+        return None  # a unix socket has no host
+    address = ipaddress.ip_address(own[0].partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _trailers(reader: BodyReader) -> list[tuple[bytes, bytes]]:

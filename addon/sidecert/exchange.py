@@ -7,12 +7,10 @@ exists only while a connection is being opened.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
 from typing import Protocol
 
-from sidecert import refusals
+from sidecert import calllog, refusals
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import BadAnswer, Refusal
 from sidecert.generation import Upstream
@@ -34,20 +32,20 @@ from sidecert.rewriting import rewrite
 from sidecert.upstream import SWITCHING_PROTOCOLS, NotOpened, UpstreamConnection
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("sidecert.access")
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _MAX_WAITING_BODY = 256 * 1024
 """Bytes of a request's body that may wait here while a connection is opened."""
 
-_run_id = os.urandom(4).hex()
-_numbers = itertools.count(1)
+_CALLER_LEFT = 499
+"""Counted for a call whose caller left before an answer began, as nginx does."""
 
 
 class Caller(Protocol):
     """What an exchange needs of the downstream connection that it answers."""
 
     listener: Listener
+    own_host: str | None
 
     def addresses(self) -> tuple[object, object]: ...
     def write(self, data: bytes) -> None: ...
@@ -79,7 +77,7 @@ class Exchange:
         "_started",
         "_status",
         "_tunnel",
-        "_upstream_full",
+        "_upstream_stuck",
         "_waiting",
         "head",
         "request_id",
@@ -104,7 +102,7 @@ class Exchange:
         self._reused = False
         self._retried = False
         self._tunnel = False
-        self._upstream_full = False
+        self._upstream_stuck = False
         self._ended = False
         self._status = 0
         self._started = asyncio.get_running_loop().time()
@@ -114,7 +112,9 @@ class Exchange:
     def start(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]] | None = None) -> None:
         """Begin, with the part of the body that came with the head; `trailers` if that was all of it."""
         try:
-            self._pool, self.upstream = self._plane.find(self.head, self._caller.listener)
+            self._pool, self.upstream = self._plane.find(
+                self.head, self._caller.listener, self._caller.own_host
+            )
         except Refusal as refusal:
             self._asked_whole = done
             self.refuse(refusal)
@@ -150,7 +150,10 @@ class Exchange:
         """The caller's connection has ended: nobody waits for the answer."""
         if not self._ended:
             try:
-                self._end(499)
+                if self._answer_begun:
+                    self._end(self._status, from_upstream=True)
+                else:
+                    self._end(_CALLER_LEFT)
             finally:
                 if self._tunnel and self._connection is not None:
                     connection, self._connection = self._connection, None
@@ -166,8 +169,8 @@ class Exchange:
             self._fail(None)
         elif self._asked_whole:
             self.refuse(refusals.upstream_silent(timeouts))
-        elif self._upstream_full:
-            self.refuse(refusals.upstream_full(timeouts))
+        elif self._upstream_stuck:
+            self.refuse(refusals.upstream_stuck(timeouts))
         else:
             self.refuse(refusals.body_stalled(timeouts))
 
@@ -207,8 +210,7 @@ class Exchange:
             return
         self._opening = None
         body, self._waiting = self._waiting, b""
-        if not self._asked_whole:
-            self._caller.resume_reading()
+        self._caller.resume_reading()
         self._send(connection, body)
 
     def _opening_ended(self, opening: asyncio.Task[None]) -> None:
@@ -229,12 +231,13 @@ class Exchange:
 
     def pause_caller(self) -> None:
         """The upstream does not keep up with the request's body."""
-        self._upstream_full = True
+        self._upstream_stuck = True
         self._caller.pause_reading()
 
     def resume_caller(self) -> None:
-        self._upstream_full = False
+        self._upstream_stuck = False
         self._caller.resume_reading()
+        self._wait_for_answer()
 
     # -- the answer, from the upstream connection ------------------------------------------------------
 
@@ -361,8 +364,8 @@ class Exchange:
         if self._answer_begun:
             self._fail(refusal)
             return
-        if refusal.status < 500 or refusal.status == 503:
-            self._plane.metrics.denied(refusal.outcome)
+        self._plane.metrics.denied(refusal.outcome)
+        calllog.refused(refusal, self.name_request(), self._caller.listener.label, self.upstream)
         self._end(refusal.status)
         self._let_go()
         self._caller.refuse(refusal, self)
@@ -371,10 +374,7 @@ class Exchange:
         """An answer that cannot be completed must not look complete."""
         if self._ended:
             return
-        log.warning(
-            "an answer was cut short",
-            extra={"route": self.upstream.route.id if self.upstream else None, "error": str(error or "")},
-        )
+        calllog.cut(self.name_request(), self.upstream, error)
         self._end(self._status, from_upstream=True)
         self._let_go()
         self._caller.cut()
@@ -399,7 +399,9 @@ class Exchange:
             self._pool.stats.in_progress -= 1
             self._pool.stats.request(status, from_upstream, seconds)
         if self._plane.access_log:
-            self._log_access(status, seconds, from_upstream)
+            source = "upstream" if from_upstream else "sidecert"
+            listener = self._caller.listener.label
+            calllog.access(self.head, status, source, seconds, listener, self.upstream)
 
     def _let_go(self) -> None:
         """Leave the upstream: its connection can serve nobody else now."""
@@ -413,39 +415,10 @@ class Exchange:
     def name_request(self) -> str:
         """An id for the log and the answer, made when first wanted."""
         if not self.request_id:
-            self.request_id = f"{_run_id}-{next(_numbers)}"
+            self.request_id = calllog.new_request_id()
         return self.request_id
 
     def _explain(self, seen: Observation, outcome: Outcome) -> Refusal:
-        """The refusal for an attempt that failed; told to the log as well."""
+        """The refusal for an attempt that failed."""
         assert self.upstream is not None
-        verdict = refusals.verdict_on(seen, outcome, self.upstream)
-        log.warning(
-            verdict.title,
-            extra={
-                "outcome": outcome.value,
-                "route": self.upstream.route.id,
-                "upstream": self.upstream.label,
-                "credential": self.upstream.route.credential_id,
-                "cause": verdict.cause,
-                "evidence": list(verdict.evidence),
-                "request_id": self.name_request(),
-            },
-        )
-        return refusals.handshake_failed(verdict)
-
-    def _log_access(self, status: int, seconds: float, from_upstream: bool) -> None:
-        access.info(
-            "call",
-            extra={
-                "method": self.head.method.decode("latin-1"),
-                "host": self.head.host,
-                "path": self.head.path.decode("latin-1"),
-                "status": status,
-                "source": "upstream" if from_upstream else "sidecert",
-                "seconds": round(seconds, 6),
-                "listener": self._caller.listener.label,
-                "route": self.upstream.route.id if self.upstream else None,
-                "credential": self.upstream.route.credential_id if self.upstream else None,
-            },
-        )
+        return refusals.handshake_failed(seen, outcome, self.upstream)

@@ -14,7 +14,7 @@ from sidecert.http1 import RequestHead
 from sidecert.metrics import Metrics
 from sidecert.pool import Pool
 
-_FIRST_REQUEST_GRACE = 1.0
+FIRST_REQUEST_GRACE = 1.0
 """Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
 
 
@@ -46,6 +46,8 @@ class Plane:
         self.generation: Generation
         self.pools: dict[str, Pool] = {}
         self.connections: set[CallerConnection] = set()
+        self.leaving: set[CallerConnection] = set()
+        """Those that were refused for want of room, until they have read why."""
         self.draining = False
         self._emptied: Callable[[], None] | None = None
 
@@ -80,17 +82,22 @@ class Plane:
             now=time.time(),
         )
 
-    def find(self, head: RequestHead, listener: Listener) -> tuple[Pool, Upstream]:
-        """The pool and the upstream that a request belongs to. Raises Refusal."""
+    def find(
+        self, head: RequestHead, listener: Listener, own_host: str | None
+    ) -> tuple[Pool, Upstream]:
+        """The pool and the upstream that a request belongs to. Raises Refusal.
+
+        `own_host` is the address that the caller's connection came in on, which is a name of a pinned
+        listener as well: one that is bound to 0.0.0.0 has no other.
+        """
         router = self.generation.router
         if listener.route is not None:
             if listener.route not in self.pools:
                 raise Refusal.of(
                     Reason.NO_ROUTE, f"route {listener.route!r}, which this listener led to, is gone"
                 )
-            route, host = router.find_pinned(
-                listener.route, head.host, listener.hosts, head.path, head.method
-            )
+            hosts = listener.hosts if own_host is None else listener.hosts | {own_host}
+            route, host = router.find_pinned(listener.route, head.host, hosts, head.path, head.method)
         elif head.host is None:
             raise Refusal.of(
                 Reason.BAD_REQUEST,
@@ -108,6 +115,7 @@ class Plane:
     def forget(self, connection: CallerConnection) -> None:
         """A downstream connection has ended."""
         self.connections.discard(connection)
+        self.leaving.discard(connection)
         if self._emptied is not None and not self.connections:
             self._emptied()
 
@@ -117,7 +125,7 @@ class Plane:
         emptied = asyncio.Event()
         self._emptied = emptied.set
         for connection in list(self.connections):
-            connection.drain(min(_FIRST_REQUEST_GRACE, limit))
+            connection.drain(min(FIRST_REQUEST_GRACE, limit))
         if not self.connections:
             return True
         try:
@@ -129,7 +137,7 @@ class Plane:
 
     def close(self) -> None:
         """End everything at once."""
-        for connection in list(self.connections):
+        for connection in [*self.connections, *self.leaving]:
             connection.abort()
         for pool in self.pools.values():
             pool.abort()

@@ -62,14 +62,15 @@ class Pool:
         Raises NotOpened with the verdict, and Refusal when the pool stays full for the `connect` limit.
         """
         self._make_room()
-        if self._is_full:
-            connection = await self._wait(upstream)
-            if connection is not None and connection.is_alive():
-                return connection
-            if connection is None:
+        while self._is_full:
+            given = await self._wait(upstream)
+            if given is None:
                 self._promised -= 1
-            else:
-                connection.close()
+                break
+            if given.is_alive():
+                self.stats.reuses += 1
+                return given
+            given.close()
         connection = UpstreamConnection(upstream, self.stats, self._ended)
         self._connections.add(connection)
         self.stats.active += 1
@@ -191,7 +192,6 @@ class Pool:
         if turn.done():
             self.release(connection)
         elif upstream.host == connection.upstream.host:
-            self.stats.reuses += 1
             turn.set_result(connection)
         else:
             self._waiters.appendleft((upstream, turn))

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import Reason, Refusal
-from sidecert.explain import Verdict, explain
+from sidecert.explain import explain
 from sidecert.generation import Upstream
 from sidecert.outcome import Observation, Outcome
 
 _TIMEOUTS = frozenset((Outcome.CONNECT_TIMEOUT, Outcome.HANDSHAKE_TIMEOUT))
 
 
-def verdict_on(seen: Observation, outcome: Outcome, upstream: Upstream) -> Verdict:
-    """An attempt to open a connection to `upstream` that failed, in words."""
+def handshake_failed(seen: Observation, outcome: Outcome, upstream: Upstream) -> Refusal:
+    """An attempt to open a connection to `upstream` failed, so nothing of the request was processed."""
     credential = upstream.route.credential
-    return explain(
+    verdict = explain(
         outcome,
         seen,
         upstream=upstream.label,
@@ -23,14 +23,8 @@ def verdict_on(seen: Observation, outcome: Outcome, upstream: Upstream) -> Verdi
         credential=upstream.route.credential_id,
         certificate=None if credential is None else credential.subject,
     )
-
-
-def handshake_failed(verdict: Verdict) -> Refusal:
-    """No connection, so nothing of the request was processed."""
-    status = 504 if verdict.outcome in _TIMEOUTS else 502
-    return Refusal(
-        status, verdict.outcome.value, verdict.title, verdict.cause, verdict.remedy, verdict.evidence
-    )
+    status = 504 if outcome in _TIMEOUTS else 502
+    return Refusal(status, outcome.value, verdict.title, verdict.cause, verdict.remedy, verdict.evidence)
 
 
 def body_stalled(timeouts: TimeoutsConfig) -> Refusal:
@@ -52,7 +46,7 @@ def upstream_silent(timeouts: TimeoutsConfig) -> Refusal:
     return _timed_out(f"took the request and sent no answer within {timeouts.response:g} s")
 
 
-def upstream_full(timeouts: TimeoutsConfig) -> Refusal:
+def upstream_stuck(timeouts: TimeoutsConfig) -> Refusal:
     """The upstream does not read the rest of the request's body."""
     return _timed_out(f"stopped reading the request for {timeouts.stall:g} s")
 

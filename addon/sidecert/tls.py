@@ -106,6 +106,7 @@ class TlsStream:
         "_ssl",
         "closed",
         "established",
+        "failure",
         "seen",
         "ticket",
     )
@@ -118,6 +119,8 @@ class TlsStream:
         """The upstream has said close_notify: what came before is whole."""
         self.ticket = False
         """A session ticket has come: a TLS 1.3 upstream sends one only after it has accepted us."""
+        self.failure: TlsFailure | None = None
+        """Why nothing more can come, where data came before: that is whole and good."""
         self._noted = False
         self._blind: Exception | None = None
         """An error of our own while we watched: no verdict can be built on what was seen."""
@@ -234,10 +237,14 @@ class TlsStream:
             except SSL.SysCallError as exc:
                 # JDK 17 sends user_canceled before close_notify; OpenSSL then says so once. Read again.
                 if retried:
-                    raise TlsFailure(str(exc.args[-1])) from exc
+                    self.failure = TlsFailure(str(exc.args[-1]))
+                    break
                 retried = True
             except SSL.Error as exc:
-                raise self._failure(exc) from exc
+                self.failure = self._failure(exc)
+                break
+        if self.failure is not None and not pieces:
+            raise self.failure
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _failure(self, exc: SSL.Error) -> TlsFailure:

@@ -83,7 +83,7 @@ class _State(Enum):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """Made by `open_connection`; nobody else makes one.
+    """Made and opened by a pool; nobody else makes one.
 
     `on_end` is called once when the connection has ended, whatever ended it.
     """
@@ -119,6 +119,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._look: Callable[[int], list[tuple[int, int]]]
         """What there is to read, or an end of the connection; does not wait when called with 0."""
         self._reading_paused = False
+        self._writing_paused = False
         self._exchange: AnswerTaker | None = None
         self._method = b""
         self._parser = ResponseParser()
@@ -317,7 +318,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._advance(plain)
         if plain:
             self._take(plain)
-        if stream.closed:
+        if stream.failure is not None:
+            self._end(Ending.TLS, str(stream.failure))
+        elif stream.closed:
             self._end(Ending.CLOSE_NOTIFY)
 
     def eof_received(self) -> None:
@@ -338,6 +341,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._loop.call_soon(self._socket.detach)
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         try:
             if self._exchange is not None:
                 self._exchange.pause_caller()
@@ -345,6 +349,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._fault(exc)
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
         try:
             if self._exchange is not None:
                 self._exchange.resume_caller()
@@ -416,7 +421,15 @@ class UpstreamConnection(asyncio.Protocol):
         self.trailers = reader.trailers if isinstance(reader, ChunkedBody) else []
         self._reader = None
         self._exchange = None
-        self.reusable = self._keep_alive and not rest and not self._tls.closed and self._state is _State.OPEN
+        stream = self._tls
+        self.reusable = (
+            self._keep_alive
+            and not rest
+            and not stream.closed
+            and stream.failure is None
+            and not self._writing_paused
+            and self._state is _State.OPEN
+        )
 
     # -- the end ---------------------------------------------------------------------------------------
 

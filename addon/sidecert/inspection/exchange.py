@@ -252,7 +252,8 @@ class InspectedExchange(Exchange):
         try:
             await work()
         except Killed:
-            self._end(_CALLER_LEFT)
+            if not self._ended:
+                self._end(_CALLER_LEFT)
             self._let_go()
             self._caller.cut()
         except Refusal as refusal:
@@ -276,7 +277,7 @@ class InspectedExchange(Exchange):
     def _plan(self) -> Upstream | None:
         """Where the request would go if no addon edited it, for those who look at it before it goes."""
         try:
-            return self._plane.find(self.head, self._caller.listener)[1]
+            return self._plane.find(self.head, self._caller.listener, self._caller.own_host)[1]
         except Refusal:
             return None
 
