@@ -96,7 +96,9 @@ class Downstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._exchange is None:
+            if self._lingering >= 0:
+                self._drop(len(data))
+            elif self._exchange is None:
                 self._buffer = self._buffer + data if self._buffer else data
                 self._next()
             elif self._tunnel:
@@ -170,9 +172,6 @@ class Downstream(asyncio.Protocol):
 
     def _begin(self) -> bool:
         """Begin the next request; False where its head has not come in full."""
-        if self._lingering >= 0:
-            self._drop()
-            return False
         end = find_head(self._buffer, max(0, self._scanned - 3))
         try:
             if end < 0:
@@ -382,9 +381,8 @@ class Downstream(asyncio.Protocol):
         self.resume_reading()
         self._deadline.set(_LINGER_SECONDS)
 
-    def _drop(self) -> None:
-        self._lingering += len(self._buffer)
-        self._buffer = b""
+    def _drop(self, size: int) -> None:
+        self._lingering += size
         if self._lingering > _LINGER_BYTES:
             self._close()
 

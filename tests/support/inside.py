@@ -35,6 +35,10 @@ _FACTORIES: dict[LoopKind, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 
+def new_loop(kind: LoopKind) -> asyncio.AbstractEventLoop:
+    return _FACTORIES[kind]()
+
+
 def generation(folder: Path, config: Mapping[str, Any], number: int = 1) -> Generation:
     """The generation that a config (as `support.sidecar.config` makes it) leads to."""
     private_folder(folder)
@@ -116,7 +120,7 @@ class Inside:
 
     def _work(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_FACTORIES[self.kind]) as runner:
+            with asyncio.Runner(loop_factory=lambda: new_loop(self.kind)) as runner:
                 runner.run(self._main())
         except BaseException as error:
             self._broken = error

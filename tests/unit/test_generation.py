@@ -1,0 +1,173 @@
+"""From a config file to what calls go by: whole or not at all, and what makes two routes the same."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecert.errors import ConfigError
+from sidecert.generation import Generation, build
+from support.certs import Pki, expired
+from support.inside import generation
+from support.sidecar import config
+
+
+def one(pki: Pki, **upstream: object) -> dict[str, Any]:
+    return {
+        "id": "orders",
+        "match": {"host": "orders.test"},
+        "upstream": {"host": "up.test", "trust": str(pki.trust), **upstream},
+        "credential": "alice",
+    }
+
+
+def load(folder: Path, pki: Pki, *routes: dict[str, Any], **rest: Any) -> Generation:
+    return generation(folder, config(routes, rest.pop("credentials", pki.credentials), **rest))
+
+
+@pytest.fixture
+def base(pki: Pki, tmp_path: Path) -> Generation:
+    return load(tmp_path / "base", pki, one(pki))
+
+
+def test_route_is_ready_to_be_called_under(base: Generation) -> None:
+    """Credential, upstream, names and Host as a caller of that upstream would send it."""
+    route = base.routes["orders"]
+    upstream = route.upstream("orders.test")
+    assert (route.credential_id, upstream.host, upstream.port) == ("alice", "up.test", 8443)
+    assert (upstream.server_name, upstream.host_header) == ("up.test", b"up.test:8443")
+    assert upstream.label == "up.test:8443"
+    assert not upstream.chosen_by_caller
+    assert route.upstream("orders.test") is upstream
+
+
+@pytest.mark.parametrize(
+    ("settings", "host_header"),
+    [({"port": 443}, b"up.test"), ({"host": "::1"}, b"[::1]:8443"), ({"host_header": "other"}, b"other")],
+)
+def test_host_header_is_what_a_caller_of_the_upstream_sends(
+    settings: dict[str, Any], host_header: bytes, pki: Pki, tmp_path: Path
+) -> None:
+    """No port for 443, brackets around IPv6, or as configured (RFC 9110 7.2)."""
+    route = load(tmp_path, pki, one(pki, **settings)).routes["orders"]
+    assert route.upstream("orders.test").host_header == host_header
+
+
+def test_wildcard_calls_the_host_that_was_matched(pki: Pki, tmp_path: Path) -> None:
+    """The caller chose it; with a written upstream host it did not. Their number is bounded."""
+    spec = one(pki)
+    spec["match"]["host"] = "*.wild.test"
+    del spec["upstream"]["host"]
+    route = load(tmp_path / "wild", pki, spec).routes["orders"]
+    upstream = route.upstream("a.wild.test")
+    assert (upstream.host, upstream.server_name, upstream.chosen_by_caller) == (
+        "a.wild.test",
+        "a.wild.test",
+        True,
+    )
+    for number in range(5000):
+        route.upstream(f"h{number}.wild.test")
+    assert len(route._upstreams) <= 1024
+    spec["upstream"]["host"] = "up.test"
+    route = load(tmp_path / "fixed", pki, spec).routes["orders"]
+    assert not route.upstream("a.wild.test").chosen_by_caller
+
+
+def test_identity_is_the_same_when_nothing_that_matters_changed(
+    base: Generation, pki: Pki, tmp_path: Path
+) -> None:
+    """Loaded again, with other limits, another path and another credential beside it: the same."""
+    spec = one(pki)
+    spec["match"]["path"] = "/x/**"
+    again = load(tmp_path / "again", pki, spec, limits={"connections": 7})
+    assert again.routes["orders"].identity == base.routes["orders"].identity
+    assert hash(again.routes["orders"].identity) == hash(base.routes["orders"].identity)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "host": {"host": "other.test"},
+    "port": {"port": 9443},
+    "server-name": {"server_name": "name.test"},
+    "tls": {"tls": {"min": "1.3"}},
+    "insecure": {"trust": "insecure"},
+    "system": {"trust": "system"},
+    "pool": {"pool": {"max_idle": 1}},
+    "timeouts": {"timeouts": {"idle": "1s"}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_identity_differs_with_every_setting_of_the_upstream(
+    change: str, base: Generation, pki: Pki, tmp_path: Path
+) -> None:
+    """Nothing is handed on between routes that differ in any of these."""
+    other = load(tmp_path / "other", pki, one(pki, **CHANGES[change]))
+    assert other.routes["orders"].identity != base.routes["orders"].identity
+
+
+def test_identity_differs_with_the_certificate(base: Generation, pki: Pki, tmp_path: Path) -> None:
+    """Another credential, none, and a renewed certificate under the same name."""
+    seen = {base.routes["orders"].identity}
+    for credential in ("bob", "none"):
+        spec = {**one(pki), "credential": credential}
+        seen.add(load(tmp_path / credential, pki, spec).routes["orders"].identity)
+    renewed = pki.ca.caller("alice").write(tmp_path / "renewed")
+    seen.add(
+        load(tmp_path / "new", pki, one(pki), credentials={"alice": renewed.config}).routes["orders"].identity
+    )
+    assert len(seen) == 4
+
+
+def test_identity_differs_with_the_trusted_certificates(pki: Pki, tmp_path: Path) -> None:
+    """The same trust file with other certificates in it."""
+    trust = tmp_path / "trust.pem"
+    identities = set()
+    for source in (pki.trust, pki.other_trust):
+        trust.write_bytes(source.read_bytes())
+        identities.add(load(tmp_path / "g", pki, one(pki, trust=str(trust))).routes["orders"].identity)
+    assert len(identities) == 2
+
+
+def test_routes_that_differ_in_their_id_only_are_not_the_same(pki: Pki, tmp_path: Path) -> None:
+    """Each has a pool of its own, but they share one TLS context."""
+    second = copy.deepcopy(one(pki)) | {"id": "second", "match": {"host": "second.test"}}
+    routes = load(tmp_path, pki, one(pki), second).routes
+    assert routes["orders"].identity != routes["second"].identity
+    assert routes["orders"].context is routes["second"].context
+
+
+def test_every_problem_is_told_at_once_with_its_place(pki: Pki, tmp_path: Path) -> None:
+    """A missing key, a trust file that is none and two routes that tie: one error with all three."""
+    (tmp_path / "empty.pem").write_text("")
+    missing = {"certificate": str(pki.alice.certificate), "key": str(tmp_path / "nowhere.key")}
+    tied = {**one(pki, trust=str(tmp_path / "empty.pem")), "id": "tied"}
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, pki, one(pki), tied, credentials={"alice": missing})
+    paths = {problem.path for problem in error.value.problems}
+    assert paths >= {"credentials.alice.key", "routes[1].upstream.trust", "routes[1].match"}
+    assert all(problem.line for problem in error.value.problems)
+
+
+def test_warning_does_not_stop_the_load(pki: Pki, tmp_path: Path) -> None:
+    """An expired certificate is the upstream's to judge."""
+    late = pki.ca.caller("alice", **expired()).write(tmp_path / "late")
+    loaded = load(tmp_path, pki, one(pki), credentials={"alice": late.config})
+    assert [problem.path for problem in loaded.warnings] == ["credentials.alice.certificate"]
+
+
+def test_weak_key_is_an_error_of_the_credential(pki: Pki, tmp_path: Path) -> None:
+    """RSA 1024: said at load, not at the first call."""
+    weak = pki.ca.caller("alice", key="rsa-1024").write(tmp_path / "weak")
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, pki, one(pki), credentials={"alice": weak.config})
+    assert any("alice" in str(problem) and not problem.warning for problem in error.value.problems)
+
+
+def test_file_that_cannot_be_read_is_a_problem_like_any_other(tmp_path: Path) -> None:
+    """No traceback for a config that is not there."""
+    with pytest.raises(ConfigError) as error:
+        build(tmp_path / "nowhere.yaml", 1, {})
+    assert len(error.value.problems) == 1

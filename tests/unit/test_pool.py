@@ -1,0 +1,367 @@
+"""The pool's book-keeping with connections that do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+import sidecert.pool
+from sidecert.errors import Refusal
+from sidecert.metrics import RouteStats
+from sidecert.outcome import Observation, Outcome
+from sidecert.pool import MAX_AGE, Pool
+from sidecert.upstream import NotOpened
+
+
+class FakeConnection:
+    """As much of an upstream connection as the pool sees."""
+
+    made: ClassVar[list[FakeConnection]] = []
+    failing = False
+
+    def __init__(self, upstream: Any, stats: Any, on_end: Callable[[Any], None]) -> None:
+        self.upstream = upstream
+        self.on_end = on_end
+        self.idle_until = self.usable_until = 0.0
+        self.idle_timeout: int | None = None
+        self.reusable = True
+        self.alive = True
+        self.ended = False
+        self.made.append(self)
+
+    async def open(self) -> None:
+        await asyncio.sleep(0)
+        if self.failing:
+            self.end()
+            raise NotOpened(Observation(), Outcome.CONNECT_REFUSED)
+
+    def is_alive(self) -> bool:
+        return self.alive and not self.ended
+
+    def end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.on_end(self)
+
+    close = leave = end
+
+
+A, B = SimpleNamespace(host="a"), SimpleNamespace(host="b")
+
+
+def make_pool(
+    *, max_idle: int = 8, max_connections: int = 8, connect: float = 0.05, idle: float = 60, ends: float = 1e9
+) -> Any:
+    """A pool for a route with these settings, whose certificate ends in `ends` seconds."""
+    upstream = SimpleNamespace(
+        timeouts=SimpleNamespace(connect=connect, idle=idle),
+        pool=SimpleNamespace(max_idle=max_idle, max_connections=max_connections),
+    )
+    credential = SimpleNamespace(not_after=time.time() + ends)
+    route = SimpleNamespace(config=SimpleNamespace(upstream=upstream), credential=credential, id="orders")
+    return Pool(route, RouteStats())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[None]]], None]:
+    """Plays a coroutine function; afterwards the fakes are forgotten."""
+    monkeypatch.setattr(FakeConnection, "made", [])
+    monkeypatch.setattr(sidecert.pool, "UpstreamConnection", FakeConnection)
+
+    def run(main: Callable[[], Awaitable[None]]) -> None:
+        asyncio.run(main())  # type: ignore[arg-type]
+
+    return run
+
+
+Play = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+def numbers(pool: Any) -> tuple[int, int]:
+    return pool.stats.active, pool.stats.idle
+
+
+def test_last_used_first(play: Play) -> None:
+    """Of two idle connections the one given back last is taken."""
+
+    async def main() -> None:
+        pool = make_pool()
+        first, second = await pool.open(A), await pool.open(A)
+        pool.release(second)
+        pool.release(first)
+        assert numbers(pool) == (0, 2)
+        assert [pool.take(A), pool.take(A), pool.take(A)] == [first, second, None]
+        assert numbers(pool) == (2, 0)
+        assert pool.stats.reuses == 2
+
+    play(main)
+
+
+def test_connection_to_one_host_is_not_given_for_another(play: Play) -> None:
+    """Hosts of a wildcard share the route, not the connections."""
+
+    async def main() -> None:
+        pool = make_pool()
+        pool.release(await pool.open(A))
+        assert pool.take(B) is None
+        assert pool.take(A) is not None
+
+    play(main)
+
+
+@pytest.mark.parametrize("trouble", ["dead", "too-old", "idle-too-long"])
+def test_connection_that_is_no_good_is_closed_instead_of_given(trouble: str, play: Play) -> None:
+    """Its end has come, its age is over, or it was idle for long and the sweep has not come yet."""
+
+    async def main() -> None:
+        pool = make_pool()
+        good, bad = await pool.open(A), await pool.open(A)
+        pool.release(good)
+        pool.release(bad)
+        if trouble == "dead":
+            bad.alive = False
+        else:
+            setattr(bad, "usable_until" if trouble == "too-old" else "idle_until", time.monotonic() - 1)
+        assert pool.take(A) is good
+        assert bad.ended
+        assert numbers(pool) == (1, 0)
+
+    play(main)
+
+
+def test_connection_that_ends_while_idle_is_forgotten(play: Play) -> None:
+    """Its place and its number go."""
+
+    async def main() -> None:
+        pool = make_pool()
+        connection = await pool.open(A)
+        pool.release(connection)
+        connection.end()
+        assert numbers(pool) == (0, 0)
+        assert pool.take(A) is None
+
+    play(main)
+
+
+@pytest.mark.parametrize("why", ["not-reusable", "retired", "beyond-max-idle", "too-old"])
+def test_connection_that_must_not_be_kept_is_closed(why: str, play: Play) -> None:
+    """After the answer: not reusable, of a route that was changed, one too many, or past its age."""
+
+    async def main() -> None:
+        pool = make_pool(max_idle=0 if why == "beyond-max-idle" else 8)
+        connection = await pool.open(A)
+        if why == "not-reusable":
+            connection.reusable = False
+        if why == "retired":
+            pool.retire()
+        if why == "too-old":
+            connection.usable_until = time.monotonic() - 1
+        pool.release(connection)
+        assert connection.ended
+        assert numbers(pool) == (0, 0)
+
+    play(main)
+
+
+def test_age_is_that_of_the_certificate_at_most(play: Play) -> None:
+    """An hour, or less where the certificate ends before."""
+
+    async def main() -> None:
+        now = asyncio.get_running_loop().time()
+        assert (await make_pool().open(A)).usable_until - now == pytest.approx(MAX_AGE, abs=5)
+        assert (await make_pool(ends=30).open(A)).usable_until - now == pytest.approx(30, abs=5)
+        pool = make_pool(ends=-30)
+        connection = await pool.open(A)
+        pool.release(connection)
+        assert connection.ended
+
+    play(main)
+
+
+def test_idle_connections_are_swept(play: Play) -> None:
+    """Each when its own time has come."""
+
+    async def main() -> None:
+        pool = make_pool(idle=0.03)
+        for connection in [await pool.open(A) for _ in range(3)]:
+            pool.release(connection)
+        async with asyncio.timeout(5):
+            while pool.stats.idle:
+                await asyncio.sleep(0.005)
+        assert all(connection.ended for connection in FakeConnection.made)
+        pool.release(await pool.open(A))
+        async with asyncio.timeout(5):
+            while pool.stats.idle:
+                await asyncio.sleep(0.005)
+
+    play(main)
+
+
+def test_upstreams_own_idle_limit_is_undercut(play: Play) -> None:
+    """A second less than it says, never more than our own."""
+
+    async def main() -> None:
+        pool = make_pool(idle=60)
+        connection = await pool.open(A)
+        connection.idle_timeout = 5
+        pool.release(connection)
+        now = asyncio.get_running_loop().time()
+        assert connection.idle_until - now == pytest.approx(4, abs=0.5)
+
+    play(main)
+
+
+def test_full_pool_hands_over_in_turn(play: Play) -> None:
+    """Who waits longest gets what is given back, before anybody who comes later."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=5)
+        only = await pool.open(A)
+        waiting = [asyncio.ensure_future(pool.open(A)) for _ in range(3)]
+        await asyncio.sleep(0)
+        order = []
+        for each in waiting:
+            pool.release(only)
+            assert pool.take(A) is None  # it is promised already
+            order.append(await each)
+        assert order == [only] * 3
+        assert len(FakeConnection.made) == 1
+        assert numbers(pool) == (1, 0)
+
+    play(main)
+
+
+def test_place_that_becomes_free_is_promised_once(play: Play) -> None:
+    """A connection ends: one of those who wait opens another, and the limit holds."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=2, connect=5)
+        first, _ = await pool.open(A), await pool.open(A)
+        waiting = [asyncio.ensure_future(pool.open(A)) for _ in range(2)]
+        await asyncio.sleep(0)
+        first.end()
+        late = asyncio.ensure_future(pool.open(A))
+        await asyncio.sleep(0.01)
+        assert [each.done() for each in (*waiting, late)] == [True, False, False]
+        assert sum(not each.ended for each in FakeConnection.made) == 2
+        for each in (*waiting[1:], late):
+            each.cancel()
+        await asyncio.sleep(0)
+        assert (len(pool._waiters), pool._promised) == (0, 0)
+
+    play(main)
+
+
+def test_connection_to_another_host_makes_room(play: Play) -> None:
+    """An idle connection to one host does not keep a call to another out of a full pool."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1)
+        idle = await pool.open(A)
+        pool.release(idle)
+        assert (await pool.open(B)).upstream is B
+        assert idle.ended
+
+    play(main)
+
+
+def test_connection_given_back_for_another_host_becomes_a_place(play: Play) -> None:
+    """Who waits for another host cannot use it, and gets its place instead."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=5)
+        only = await pool.open(A)
+        waiting = asyncio.ensure_future(pool.open(B))
+        await asyncio.sleep(0)
+        pool.release(only)
+        assert (await waiting).upstream is B
+        assert only.ended
+        assert numbers(pool) == (1, 0)
+
+    play(main)
+
+
+def test_pool_that_stays_full_refuses(play: Play) -> None:
+    """After `connect` seconds, in words, and the next one in line is not forgotten."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=0.02)
+        only = await pool.open(A)
+        with pytest.raises(Refusal) as refused:
+            await pool.open(A)
+        assert (refused.value.outcome, refused.value.retry_after) == ("pool_full", 1)
+        assert not pool._waiters
+        pool.release(only)
+        assert pool.take(A) is only
+
+    play(main)
+
+
+def test_one_that_leaves_in_the_moment_of_its_turn_passes_it_on(play: Play) -> None:
+    """Cancelled after it was handed a connection or a place: the next in line gets it."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=5)
+        for free in ("release", "end"):
+            only = await pool.open(A)
+            leaving, staying = (asyncio.ensure_future(pool.open(A)) for _ in range(2))
+            await asyncio.sleep(0)
+            pool.release(only) if free == "release" else only.end()
+            leaving.cancel()
+            async with asyncio.timeout(1):
+                got = await staying
+            assert pool._promised == 0
+            got.end()
+        assert numbers(pool) == (0, 0)
+
+    play(main)
+
+
+def test_failed_attempt_frees_its_place(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the one who waits for it makes an attempt of its own."""
+
+    async def main() -> None:
+        monkeypatch.setattr(FakeConnection, "failing", True)
+        pool = make_pool(max_connections=1, connect=5)
+        results = await asyncio.gather(*(pool.open(A) for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [NotOpened] * 3
+        assert numbers(pool) == (0, 0)
+        assert not pool._connections
+
+    play(main)
+
+
+def test_connection_that_died_on_its_way_to_who_waited_is_replaced(play: Play) -> None:
+    """Handed over, then ended before it was used: another is opened instead."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=5)
+        only = await pool.open(A)
+        waiting = asyncio.ensure_future(pool.open(A))
+        await asyncio.sleep(0)
+        pool.release(only)
+        only.end()
+        got = await waiting
+        assert got is not only
+        assert got.is_alive()
+
+    play(main)
+
+
+def test_abort_ends_everything(play: Play) -> None:
+    """Idle or in use."""
+
+    async def main() -> None:
+        pool = make_pool()
+        idle, used = await pool.open(A), await pool.open(A)
+        pool.release(idle)
+        pool.abort()
+        assert (idle.ended, used.ended) == (True, True)
+        assert numbers(pool) == (0, 0)
+
+    play(main)
