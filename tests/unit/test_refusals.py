@@ -1,0 +1,125 @@
+"""What a caller is told of a call that came to nothing: the status, and whether it can have done anything."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sidecert import refusals
+from sidecert.config import TimeoutsConfig
+from sidecert.errors import BadAnswer, Reason, Refusal
+from sidecert.outcome import Ending, Observation, Outcome, Stage
+
+TIMEOUTS = TimeoutsConfig(response=7.0, stall=2.5)
+FAILED = [outcome for outcome in Outcome if outcome is not Outcome.OK]
+MAY_HAVE_BEEN_PROCESSED = {
+    "silent": refusals.upstream_silent(TIMEOUTS),
+    "stuck": refusals.upstream_stuck(TIMEOUTS),
+    "closed": refusals.upstream_closed(),
+    "malformed": refusals.bad_answer(BadAnswer("it has two lengths")),
+}
+
+
+def upstream(credential: str | None = "alice") -> Any:
+    """As much of an upstream as the words need."""
+    loaded = None if credential is None else SimpleNamespace(subject=f"CN={credential}")
+    route = SimpleNamespace(credential=loaded, credential_id=credential or "none")
+    return SimpleNamespace(label="api.test:8443", server_name="tls.test", route=route)
+
+
+def words(refusal: Refusal) -> str:
+    return " ".join((refusal.detail, refusal.remedy, *refusal.evidence))
+
+
+@pytest.mark.parametrize("outcome", FAILED)
+def test_failed_handshake_has_its_outcome_as_word_and_a_gateways_status(outcome: Outcome) -> None:
+    """504 where a limit on connecting or on the handshake passed, 502 for all else; never a retry-after."""
+    refusal = refusals.handshake_failed(Observation(timeout=5.0), outcome, upstream())
+    late = outcome in (Outcome.CONNECT_TIMEOUT, Outcome.HANDSHAKE_TIMEOUT)
+    assert refusal.status == (504 if late else 502)
+    assert refusal.outcome == outcome.value
+    assert refusal.title
+    assert refusal.detail
+    assert refusal.remedy
+    assert refusal.retry_after is None
+
+
+@pytest.mark.parametrize("outcome", FAILED)
+def test_failed_handshake_never_suggests_that_the_request_was_processed(outcome: Outcome) -> None:
+    """There was no connection for it."""
+    refusal = refusals.handshake_failed(Observation(timeout=5.0), outcome, upstream())
+    assert "processed" not in words(refusal)
+    assert "bytes of the request" not in words(refusal)
+
+
+def test_failed_handshake_tells_of_bytes_that_had_left_before_the_verdict() -> None:
+    """A TLS 1.3 upstream without tickets: the request may be on its way when the refusal comes."""
+    seen = Observation(
+        stage=Stage.FINISHED_SENT,
+        ending=Ending.EOF,
+        tls_version="TLSv1.3",
+        certificate_requested=True,
+        certificate_sent=True,
+        alert_received=48,
+        request_sent=True,
+    )
+    refusal = refusals.handshake_failed(seen, Outcome.CLIENT_CERT_UNKNOWN_CA, upstream())
+    assert "bytes of the request had been sent by then" in refusal.evidence
+
+
+def test_failed_handshake_names_upstream_credential_and_certificate() -> None:
+    """What the caller's operator must look at."""
+    seen = Observation(stage=Stage.FINISHED_SENT, certificate_requested=True, certificate_sent=True)
+    said = words(refusals.handshake_failed(seen, Outcome.CLIENT_CERT_UNKNOWN_CA, upstream()))
+    assert "api.test:8443" in said
+    assert "credential alice (CN=alice)" in said
+    mismatch = refusals.handshake_failed(seen, Outcome.SERVER_NAME_MISMATCH, upstream())
+    assert "tls.test" in mismatch.detail
+
+
+def test_failed_handshake_without_a_credential_blames_no_certificate() -> None:
+    """A route whose credential is `none`."""
+    seen = Observation(stage=Stage.FINISHED_SENT, certificate_requested=True)
+    refusal = refusals.handshake_failed(seen, Outcome.CLIENT_CERT_REQUIRED, upstream(None))
+    assert "its credential is `none`" in refusal.detail
+
+
+@pytest.mark.parametrize("name", MAY_HAVE_BEEN_PROCESSED)
+def test_end_after_the_request_was_sent_says_that_it_may_have_been_processed(name: str) -> None:
+    """Nobody may repeat such a call without a thought."""
+    said = words(MAY_HAVE_BEEN_PROCESSED[name])
+    assert "may have processed" in said or "may have been processed" in said
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (MAY_HAVE_BEEN_PROCESSED["silent"], Reason.RESPONSE_TIMEOUT),
+        (MAY_HAVE_BEEN_PROCESSED["stuck"], Reason.RESPONSE_TIMEOUT),
+        (MAY_HAVE_BEEN_PROCESSED["closed"], Reason.UPSTREAM_CLOSED),
+        (MAY_HAVE_BEEN_PROCESSED["malformed"], Reason.UPSTREAM_BAD_ANSWER),
+        (refusals.body_stalled(TIMEOUTS), Reason.BAD_REQUEST),
+        (refusals.body_malformed(ValueError("a chunk has no length")), Reason.BAD_REQUEST),
+        (refusals.internal(), Reason.INTERNAL),
+    ],
+    ids=["silent", "stuck", "closed", "malformed", "body stalled", "body malformed", "internal"],
+)
+def test_each_refusal_has_the_status_and_word_of_its_reason(refusal: Refusal, reason: Reason) -> None:
+    """As the interface lists them."""
+    assert (refusal.status, refusal.outcome, refusal.title) == (reason.status, reason.word, reason.title)
+    assert refusal.detail
+
+
+def test_limit_that_passed_is_named_with_its_seconds() -> None:
+    """`response` for an upstream that is silent, `stall` for a body that stops on either side."""
+    assert "within 7 s" in MAY_HAVE_BEEN_PROCESSED["silent"].detail
+    assert "for 2.5 s" in MAY_HAVE_BEEN_PROCESSED["stuck"].detail
+    assert "for 2.5 s" in refusals.body_stalled(TIMEOUTS).detail
+
+
+def test_cause_is_passed_on_in_its_own_words() -> None:
+    """What the parser found, on either side."""
+    assert "it has two lengths" in MAY_HAVE_BEEN_PROCESSED["malformed"].detail
+    assert "a chunk has no length" in refusals.body_malformed(ValueError("a chunk has no length")).detail
