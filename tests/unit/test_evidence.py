@@ -1,0 +1,158 @@
+"""What was seen of an attempt, told in the order of the wire and in characters fit for a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecert.evidence import alert_name, clean, evidence
+from sidecert.outcome import Ending, Observation, Stage
+
+ALICE = "CN=alice"
+
+
+def tls13(ending: Ending = Ending.NONE, **more: object) -> Observation:
+    """A TLS 1.3 upstream that asked for a certificate and got one."""
+    seen = Observation(
+        stage=Stage.FINISHED_SENT,
+        ending=ending,
+        tls_version="TLSv1.3",
+        certificate_requested=True,
+        certificate_sent=True,
+    )
+    for name, value in more.items():
+        setattr(seen, name, value)
+    return seen
+
+
+def test_nothing_seen_is_nothing_told() -> None:
+    """No empty words."""
+    assert evidence(Observation(), None) == ()
+
+
+def test_all_is_told_in_the_order_of_the_wire() -> None:
+    """Version, request, CAs, alert, then the end and what had left by then."""
+    seen = tls13(Ending.EOF, acceptable_cas=("CN=root",), alert_received=48, request_sent=True)
+    assert evidence(seen, ALICE) == (
+        "TLSv1.3 was agreed on",
+        "the upstream asked for a client certificate, we have CN=alice for it",
+        "the CAs that the upstream accepts: CN=root",
+        "alert unknown_ca (48) after the handshake",
+        "the upstream closed the connection after the handshake",
+        "bytes of the request had been sent by then",
+    )
+
+
+def test_every_alert_has_a_number_and_the_known_ones_a_name() -> None:
+    """One that IANA has not named does not raise."""
+    assert alert_name(116) == "certificate_required (116)"
+    assert alert_name(255) == "unknown (255)"
+    assert all(alert_name(number).endswith(f"({number})") for number in range(256))
+
+
+def test_addresses_are_told_while_the_connection_is_what_failed() -> None:
+    """Once it stands they explain nothing any more; five are enough."""
+    many = tuple(f"192.0.2.{n}" for n in range(7))
+    seen = Observation(stage=Stage.CONNECTING, ending=Ending.REFUSED, addresses=many, error="refused")
+    assert evidence(seen, None) == (
+        "addresses tried: 192.0.2.0; 192.0.2.1; 192.0.2.2; 192.0.2.3; 192.0.2.4 and 2 more",
+        "error: refused",
+    )
+    assert not any("192.0.2" in line for line in evidence(tls13(addresses=many), ALICE))
+
+
+@pytest.mark.parametrize(
+    ("requested", "sent", "certificate", "line"),
+    [
+        (False, False, None, "the upstream did not ask for a client certificate"),
+        (False, True, ALICE, "the upstream did not ask for a client certificate"),
+        (True, False, None, "the upstream asked for a client certificate, we sent none"),
+        (True, True, ALICE, "the upstream asked for a client certificate, we have CN=alice for it"),
+        (True, True, None, "the upstream asked for a client certificate, we have one for it"),
+    ],
+)
+def test_whether_a_certificate_was_asked_for_and_there(
+    requested: bool, sent: bool, certificate: str | None, line: str
+) -> None:
+    """The first thing to know about a refusal."""
+    seen = tls13(certificate_requested=requested, certificate_sent=sent)
+    assert line in evidence(seen, certificate)
+
+
+@pytest.mark.parametrize(
+    ("stage", "version", "when"),
+    [
+        (Stage.RESOLVING, "", "while its name was looked up"),
+        (Stage.CONNECTING, "", "while connecting"),
+        (Stage.HELLO_SENT, "", "in answer to our first message"),
+        (Stage.HELLO_RECEIVED, "", "in the handshake"),
+        (Stage.FINISHED_SENT, "", "in the handshake, after our part of it"),
+        (Stage.FINISHED_SENT, "TLSv1.3", "after the handshake"),
+        (Stage.PROVEN, "TLSv1.2", "after the handshake"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("ending", "line"),
+    [
+        (Ending.EOF, "the upstream closed the connection {}, without an alert"),
+        (Ending.CLOSE_NOTIFY, "the upstream closed the connection {}, without an alert"),
+        (Ending.RESET, "the upstream reset the connection {}, without an alert"),
+        (Ending.TIMEOUT, "nothing for 1.5 s {}"),
+        (Ending.ABANDONED, "we left {}"),
+    ],
+)
+def test_each_end_is_told_with_its_moment(
+    stage: Stage, version: str, when: str, ending: Ending, line: str
+) -> None:
+    """How it ended, and how far it had come."""
+    seen = Observation(stage=stage, tls_version=version, ending=ending, timeout=1.5)
+    assert line.format(when) in evidence(seen, None)
+
+
+def test_openssl_and_the_system_are_quoted_apart() -> None:
+    """An error of the network is none of OpenSSL's; beside the check of a certificate neither is told."""
+    assert "OpenSSL says: no shared cipher" in evidence(tls13(Ending.TLS, error="no shared cipher"), ALICE)
+    assert "error: no route to host" in evidence(tls13(Ending.FAILED, error="no route to host"), ALICE)
+    checked = tls13(Ending.TLS, error="certificate verify failed", verify_code=20, verify_text="no issuer")
+    lines = evidence(checked, ALICE)
+    assert "check of the upstream's certificate: no issuer (code 20)" in lines
+    assert not any("OpenSSL says" in line for line in lines)
+
+
+def test_our_own_alert_is_told_as_ours() -> None:
+    """So that nobody looks for it in the upstream's rules."""
+    assert "we sent the alert unknown_ca (48)" in evidence(tls13(alert_sent=48), ALICE)
+
+
+def test_first_bytes_are_told_only_where_they_are_no_tls() -> None:
+    """Escaped: they come from whoever listens there."""
+    seen = Observation(stage=Stage.HELLO_SENT, first_bytes=b"HTTP/1.1\x1b[31m\r\n")
+    assert evidence(seen, None) == (r"the upstream's first bytes: 'HTTP/1.1\x1b[31m\r\n'",)
+    assert evidence(Observation(stage=Stage.HELLO_SENT, first_bytes=b"\x16\x03\x03\x00\x01"), None) == ()
+
+
+def test_sent_request_is_no_evidence_once_the_upstream_has_accepted() -> None:
+    """Then it was sent to whom it was meant for."""
+    seen = tls13(Ending.EOF, request_sent=True)
+    assert "bytes of the request had been sent by then" in evidence(seen, ALICE)
+    seen.stage = Stage.PROVEN
+    assert "bytes of the request had been sent by then" not in evidence(seen, ALICE)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("O=Grüße, CN=ok", "O=Grüße, CN=ok"),
+        ("a\nb\x1b[31m\u202e\x00", r"a\nb\x1b[31m\u202e\x00"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "..."),
+    ],
+)
+def test_names_of_the_other_side_are_made_printable_and_short(text: str, cleaned: str) -> None:
+    """No line end, terminal escape or bidi mark; 200 characters at most."""
+    assert clean(text) == cleaned
+
+
+def test_names_in_the_lists_are_cleaned_too() -> None:
+    """The CAs are whatever the upstream says they are."""
+    lines = evidence(tls13(acceptable_cas=("CN=\x1b[2J",)), ALICE)
+    assert r"the CAs that the upstream accepts: CN=\x1b[2J" in lines
