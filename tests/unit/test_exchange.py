@@ -25,6 +25,8 @@ from support.sidecar import config
 class FakeCaller:
     """A downstream connection that writes down what it is told."""
 
+    own_host = None
+
     def __init__(self) -> None:
         self.listener = Listener("here", None, frozenset())
         self.told: list[Any] = []
@@ -203,7 +205,7 @@ def test_call_is_repeated_once_and_then_refused(play: Play) -> None:
 
     scene = play(GET, acts)
     assert scene.log == ["open"]
-    assert scene.caller.told == [("refuse", "upstream_closed")]
+    assert scene.caller.told == ["resume", ("refuse", "upstream_closed")]
     assert scene.stats.retries == 1
 
 
