@@ -30,11 +30,11 @@ from sidecert.downstream import accept
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
 from sidecert.listeners import Listeners
-from sidecert.logs import escape
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
 from sidecert.reload import Reload, Reloader, log_problems
 from sidecert.sockets import Unusable
+from sidecert.words import printable
 
 _LOG = logging.getLogger("sidecert")
 _FAILED = 1
@@ -182,7 +182,7 @@ class Sidecert:
         check = ctx.master.addons.get("errorcheck")
         if check is not None and check.repeat_errors_on_stderr:
             for problem in self._refused:
-                print(escape(str(problem)), file=sys.stderr)
+                print(printable(str(problem)), file=sys.stderr)
 
     async def _reload_by_signal(self) -> None:
         if self._serving:

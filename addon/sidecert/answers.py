@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from sidecert.accept import quality
 from sidecert.errors import Refusal
+from sidecert.words import printable
 
 _MAX_EVIDENCE = 20
 _MAX_WORDS = 1000
@@ -94,11 +95,7 @@ def _text(fields: dict[str, str | int | list[str]]) -> bytes:
     lines = []
     for name, value in fields.items():
         if isinstance(value, list):
-            lines += [f"{name}: {_printable(piece)}" for piece in value]
+            lines += [f"{name}: {printable(piece)}" for piece in value]
         else:
-            lines.append(f"{name}: {_printable(str(value))}")
+            lines.append(f"{name}: {printable(str(value))}")
     return ("\n".join(lines) + "\n").encode()
-
-
-def _printable(words: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)

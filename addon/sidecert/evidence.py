@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sidecert.outcome import Ending, Observation, Stage, is_not_tls
+from sidecert.words import masked, shown
 
 _MOST_NAMES = 5
 _LONGEST_NAME = 200  # characters
@@ -114,5 +115,4 @@ def _list(names: tuple[str, ...]) -> str:
 
 def clean(text: str) -> str:
     """Names and words of the other side, fit for a log and a terminal."""
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    return printable if len(printable) <= _LONGEST_NAME else printable[:_LONGEST_NAME] + "..."
+    return shown(masked(text), _LONGEST_NAME)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -17,10 +16,10 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from sidecert.words import printable
+
 LEVELS = ("debug", "info", "warning", "error")
 
-# C0, DEL, C1, and the separators that some viewers break lines at or that turn text around.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _COLOURS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
 
 
@@ -38,16 +37,6 @@ def setup(level: str, stream: TextIO | None = None) -> None:
         logger.handlers[:] = [handler]
     # A log that cannot be written any more (the reader has gone) must not end up in the log.
     logging.raiseExceptions = False
-
-
-def escape(text: str) -> str:
-    """`text` with its control characters written as `\\x1b` or `\\u202e`."""
-    return _UNSAFE.sub(_spell, text)
-
-
-def _spell(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _handler(stream: TextIO) -> logging.Handler:
@@ -82,12 +71,12 @@ class _Lines(logging.Formatter):
         if colour := _COLOURS.get(record.levelno):
             level = f"\x1b[{colour}m{level}\x1b[0m"
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
-        line = f"{time} {level}  {escape(record.getMessage())}"
+        line = f"{time} {level}  {printable(record.getMessage())}"
         if record.name == "sidecert.access":  # a sentence holds its facts; an access line is only facts
-            line += "".join(f" {key}={escape(str(value))}" for key, value in _extra(record).items())
+            line += "".join(f" {key}={printable(str(value))}" for key, value in _extra(record).items())
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
-            line += "".join(f"\n    {escape(part)}" for part in traceback.splitlines())
+            line += "".join(f"\n    {printable(part)}" for part in traceback.splitlines())
         return line
 
 

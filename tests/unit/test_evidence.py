@@ -142,7 +142,7 @@ def test_sent_request_is_no_evidence_once_the_upstream_has_accepted() -> None:
     ("text", "cleaned"),
     [
         ("O=Grüße, CN=ok", "O=Grüße, CN=ok"),
-        ("a\nb\x1b[31m\u202e\x00", r"a\nb\x1b[31m\u202e\x00"),
+        ("a\nb\x1b[31m\u202e\x00", "a?b?[31m??"),
         ("x" * 200, "x" * 200),
         ("x" * 201, "x" * 200 + "..."),
     ],
@@ -155,4 +155,4 @@ def test_names_of_the_other_side_are_made_printable_and_short(text: str, cleaned
 def test_names_in_the_lists_are_cleaned_too() -> None:
     """The CAs are whatever the upstream says they are."""
     lines = evidence(tls13(acceptable_cas=("CN=\x1b[2J",)), ALICE)
-    assert r"the CAs that the upstream accepts: CN=\x1b[2J" in lines
+    assert "the CAs that the upstream accepts: CN=?[2J" in lines

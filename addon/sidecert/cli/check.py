@@ -12,7 +12,7 @@ import click
 
 from sidecert.cli.common import BAD_CONFIG, FINE, config_option, find_config, json_option, report
 from sidecert.errors import ConfigError, Problem
-from sidecert.logs import escape
+from sidecert.words import printable
 
 if TYPE_CHECKING:
     from sidecert.generation import Generation
@@ -83,7 +83,7 @@ def _summary(path: Path, generation: Generation | None, problems: tuple[Problem,
     for route in generation.routes.values():
         match = spell_match(route.config.match)
         lines.append(f"  route       {route.id}: {match} -> {spell_upstream(route)} as {route.credential_id}")
-    return "\n".join(escape(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _day(moment: float) -> str:

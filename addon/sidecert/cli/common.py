@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from sidecert.errors import ConfigError, Problem
-from sidecert.logs import escape
+from sidecert.words import printable
 
 FINE = 0
 NO = 1
@@ -59,7 +59,7 @@ def find_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
 def report(problems: Iterable[Problem], *, err: bool = True) -> None:
     """Print each problem on a line of its own, warnings marked as such; to stderr unless `err` is false."""
     for problem in problems:
-        click.echo(("warning: " if problem.warning else "") + escape(str(problem)), err=err)
+        click.echo(("warning: " if problem.warning else "") + printable(str(problem)), err=err)
 
 
 def fail_config(error: ConfigError) -> NoReturn:

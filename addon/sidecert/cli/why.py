@@ -16,8 +16,8 @@ from sidecert.cli.common import NO, config_option, fail, fail_config, find_confi
 from sidecert.config import Bind, Config, ListenerConfig, RouteConfig, normalise_host, read
 from sidecert.config.values import method as check_method
 from sidecert.errors import ConfigError, Refusal
-from sidecert.logs import escape
 from sidecert.routing import Candidate, Router, ties
+from sidecert.words import printable
 
 _LISTED = 20  # routes that are printed for people; --json has them all
 _SCHEMES = {"http": 80, "https": 443}
@@ -208,4 +208,4 @@ def _in_words(answer: _Answer) -> list[str]:
 
 def _escaped(lines: Sequence[str]) -> str:
     """Lines in which nothing but their ends is a control character."""
-    return "\n".join(map(escape, lines))
+    return "\n".join(map(printable, lines))

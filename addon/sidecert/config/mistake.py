@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from types import NoneType
 
+from sidecert.words import printable
+
 _SHOWN = 60  # characters of a user's value that a message repeats
 
 
@@ -26,14 +28,8 @@ def shown(value: object) -> str:
     """A user's value in a message: in quotes, control characters escaped, cut when long."""
     text = str(value)
     cut = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-    plain = "".join(_escaped(c) for c in cut)
-    return f'"{plain}"'
-
-
-def _escaped(char: str) -> str:
-    if char in '"\\':
-        return "\\" + char
-    return char if char.isprintable() else char.encode("unicode_escape").decode()
+    escaped = cut.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{printable(escaped)}"'
 
 
 def kind(value: object) -> str:

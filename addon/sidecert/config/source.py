@@ -19,6 +19,7 @@ from sidecert.config.nodes import KeyPath, ListNode, MappingNode, render
 from sidecert.config.syntax import complaint
 from sidecert.config.textfile import Unreadable, read_text
 from sidecert.errors import Problem
+from sidecert.words import masked
 
 MAX_DEPTH = 32
 MAX_NODES = 2_000_000  # an alias counts as all that it stands for: a few lines can stand for billions
@@ -57,7 +58,7 @@ class Source:
 
 def load(path: Path) -> Source:
     """The file's values; whatever is wrong with the file or its YAML is in `problems`, nothing is raised."""
-    source = Source("".join(c if c.isprintable() else "?" for c in str(path)))
+    source = Source(masked(str(path)))
     try:
         _Builder(source).build(read_text(path))
     except Unreadable as stop:

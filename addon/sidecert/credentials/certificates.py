@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from sidecert.words import printable
+
 # TLS has signature schemes for these and no others (RFC 8446 4.2.3, RFC 8734). With another curve OpenSSL
 # loads the key and then sends no certificate, without a word; seen with secp256k1, secp224r1 and DSA.
 _CURVES = frozenset(
@@ -135,12 +137,12 @@ def is_usable_kind(key: object) -> bool:
 
 def name_of(certificate: x509.Certificate) -> str:
     """The subject after RFC 4514 in printable characters; the serial number where the subject is empty."""
-    return _printable(certificate.subject.rfc4514_string()) or f"serial {serial_of(certificate)}"
+    return printable(certificate.subject.rfc4514_string()) or f"serial {serial_of(certificate)}"
 
 
 def issuer_of(certificate: x509.Certificate) -> str:
     """The issuer's name, as `name_of` has the subject's."""
-    return _printable(certificate.issuer.rfc4514_string()) or "an issuer without a name"
+    return printable(certificate.issuer.rfc4514_string()) or "an issuer without a name"
 
 
 def serial_of(certificate: x509.Certificate) -> str:
@@ -245,7 +247,3 @@ def _or_none[T](read: Callable[[], T]) -> T | None:
         return read()
     except Exception:  # the parser's errors are not a closed list
         return None
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from sidecert import words
 from sidecert.errors import BadAnswer, Reason, Refusal
 from sidecert.http1.hopbyhop import is_token
 
@@ -36,8 +37,7 @@ def too_large(wrong: str, right: str) -> Refusal:
 
 def shown(text: bytes) -> str:
     """`text` for an error message: short, ASCII, quoted."""
-    word = ascii(text[:40].decode("latin-1"))
-    return word if len(text) <= 40 else f"{word[:-1]}...'"
+    return f"'{words.shown(text, 40)}'"
 
 
 def request_line(line: bytes) -> tuple[bytes, bytes, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sidecert import paths
+from sidecert import paths, words
 
 if TYPE_CHECKING:
     from sidecert.config import RouteConfig
@@ -16,10 +16,8 @@ _REST = (paths.MANY,)
 
 def shown(value: str | bytes) -> str:
     """A caller's text, fit for an answer and a log: no query, nothing unprintable, at most 120 characters."""
-    text = value.decode("latin-1") if isinstance(value, bytes) else value
-    text = text[: _SHOWN + 1].split("?", 1)[0]
-    plain = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
-    return plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "..."
+    raw = value.encode("ascii", "backslashreplace") if isinstance(value, str) else value
+    return words.shown(raw[: _SHOWN + 1].partition(b"?")[0], _SHOWN)
 
 
 class Rule:
@@ -85,26 +83,26 @@ class Rule:
 
     def less_specific_than(self, other: Rule) -> str:
         """Why `other` comes first when both match, in words."""
-        words = (
+        reasons = (
             "its host is a wildcard",
             "its wildcard has fewer labels",
             "it names no port",
             self._path_less_specific_than(other),
             "it names no methods",
         )
-        pairs = zip(self.rank, other.rank, words, strict=True)
+        pairs = zip(self.rank, other.rank, reasons, strict=True)
         why = next((text for own, its, text in pairs if own != its), "the two tie")
         return f"less specific than {other.route.id}: {why}"
 
     def _path_less_specific_than(self, other: Rule) -> str:
         if self.pattern is None or other.pattern is None:
             return "it names no path"
-        words = (
+        reasons = (
             "its path has a wildcard",
             "its path has fewer literal characters before the first *",
             "its path has fewer literal characters",
         )
-        pairs = zip(self.pattern.rank, other.pattern.rank, words, strict=True)
+        pairs = zip(self.pattern.rank, other.pattern.rank, reasons, strict=True)
         return next((text for own, its, text in pairs if own != its), "")
 
 
