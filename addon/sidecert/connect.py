@@ -7,8 +7,11 @@ when the one before has failed or has not answered for a quarter of a second.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import ipaddress
 import socket
+import threading
+from typing import Any
 
 from sidecert.errors import Reason, Refusal, SidecertError
 from sidecert.generation import Upstream
@@ -48,13 +51,54 @@ async def connect(upstream: Upstream, seen: Observation) -> socket.socket:
         raise NotConnected from exc
 
 
+_Found = list[tuple[Any, ...]]
+_MOST_LOOK_UPS = 64
+_under_way: dict[tuple[str, int], concurrent.futures.Future[_Found]] = {}
+
+
+async def _look_up(host: str, port: int) -> _Found:
+    """What getaddrinfo finds, asked once for all who want to know at the same time.
+
+    It blocks its thread until the name servers are given up, long after the call's limit. uvloop has so few
+    threads for it that two dead names would stall every route, and an executor's would hold up the end of
+    the process.
+    """
+    if _is_literal(host):
+        return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]  # asks nobody
+    key = (host, port)
+    asked = _under_way.get(key)
+    if asked is None:
+        if len(_under_way) >= _MOST_LOOK_UPS:
+            raise OSError("too many name look-ups have no answer yet")
+        asked = _under_way[key] = concurrent.futures.Future()
+        asked.add_done_callback(lambda _: _under_way.pop(key, None))
+        threading.Thread(target=_ask, args=(asked, host, port), name="look-up", daemon=True).start()
+    # Shielded: it goes on for the others when one of them leaves.
+    return await asyncio.shield(asyncio.wrap_future(asked))
+
+
+def _ask(asked: concurrent.futures.Future[_Found], host: str, port: int) -> None:
+    try:
+        asked.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except Exception as exc:
+        asked.set_exception(exc)
+
+
 async def _resolve(host: str, port: int) -> list[_Address]:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await _look_up(host, port)
     except UnicodeError as exc:
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from exc
     unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)
-    return [(socket.AddressFamily(family), sockaddr) for family, sockaddr in unique]  # type: ignore[misc]
+    return [(socket.AddressFamily(family), sockaddr) for family, sockaddr in unique]
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _interleave(addresses: list[_Address]) -> list[_Address]:
@@ -137,7 +181,13 @@ def _is_private(text: str) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             address = inner
-    return not address.is_global or address.is_multicast
+    return not address.is_global or address.is_multicast or _is_old_private(address)
 
 
+def _is_old_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Site-local and IPv4-compatible addresses: deprecated, and routed to somewhere inside if at all."""
+    return isinstance(address, ipaddress.IPv6Address) and (address.is_site_local or address in _COMPATIBLE)
+
+
+_COMPATIBLE = ipaddress.ip_network("::/96")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

@@ -299,9 +299,9 @@ class Downstream(asyncio.Protocol):
         """End with a RST: to a caller that reads until the end, a FIN says that the answer is whole."""
         self._closing = True
         try:
-            self._transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
-            )
+            connection = self._transport.get_extra_info("socket")
+            if connection is not None:  # else it has ended already
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         finally:
             self._transport.abort()
 

@@ -86,8 +86,8 @@ class Pool:
         """Take a connection back after a whole answer; it is kept if it may be used again."""
         if not connection.reusable or self._retired or self._loop.time() >= connection.usable_until:
             connection.close()
-        elif self._waiters:
-            self._hand_over(connection)
+        elif self._hand_over(connection):
+            pass
         elif self._idle_count < self.route.config.upstream.pool.max_idle:
             self._keep_idle(connection)
         else:
@@ -187,15 +187,20 @@ class Pool:
             self._promised -= 1
             self._promise()
 
-    def _hand_over(self, connection: UpstreamConnection) -> None:
-        upstream, turn = self._waiters.popleft()
-        if turn.done():
-            self.release(connection)
-        elif upstream.host == connection.upstream.host:
-            turn.set_result(connection)
-        else:
-            self._waiters.appendleft((upstream, turn))
-            connection.close()
+    def _hand_over(self, connection: UpstreamConnection) -> bool:
+        """Give it to who waits longest; False where nobody waits."""
+        while self._waiters:
+            upstream, turn = self._waiters[0]
+            if turn.done():
+                self._waiters.popleft()  # its caller has left
+            elif upstream.host == connection.upstream.host:
+                self._waiters.popleft()
+                turn.set_result(connection)
+                return True
+            else:
+                connection.close()  # its place is what the waiter needs
+                return True
+        return False
 
     def _promise(self) -> None:
         """Give the place that has become free to who waits longest."""

@@ -33,6 +33,7 @@ from sidecert.tls import TlsFailure, TlsStream
 log = logging.getLogger(__name__)
 
 _MAX_INTERIM = 32
+_MAX_WORDLESS = 64 * 1024
 _HOLD_LEAST = 0.15
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate where it sends no ticket."""
 _FLUSH_SECONDS = 60.0
@@ -120,6 +121,8 @@ class UpstreamConnection(asyncio.Protocol):
         """What there is to read, or an end of the connection; does not wait when called with 0."""
         self._reading_paused = False
         self._writing_paused = False
+        self._wordless = 0
+        """Bytes since the last data: tickets are few, a flood of key updates would hold the loop."""
         self._exchange: AnswerTaker | None = None
         self._method = b""
         self._parser = ResponseParser()
@@ -317,7 +320,12 @@ class UpstreamConnection(asyncio.Protocol):
         if self.outcome is None:
             self._advance(plain)
         if plain:
+            self._wordless = 0
             self._take(plain)
+        elif self.outcome is not None:
+            self._wordless += len(data)
+            if self._wordless > _MAX_WORDLESS:
+                self._end(Ending.TLS, "the upstream sends TLS messages without any data")
         if stream.failure is not None:
             self._end(Ending.TLS, str(stream.failure))
         elif stream.closed:
