@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from sidecert.timers import Deadline
 
@@ -147,15 +148,164 @@ def test_close_leaves_no_timer_in_the_loop(loop: FakeLoop, deadline: Deadline) -
     assert all(handle.cancelled for handle in loop.handles)
 
 
-def test_works_on_a_real_loop() -> None:
-    """asyncio's own timers take it."""
+def test_waits_on_when_its_timer_fires_before_it_was_moved_to(
+    loop: FakeLoop, deadline: Deadline, passed: list[float]
+) -> None:
+    """One more timer then, not one for each time that it was moved."""
+    deadline.set(5)
+    for _ in range(4):
+        loop.go(1)
+        deadline.set(5)
+    loop.go(1)
+    assert (passed, loop.made) == ([], 2)
+    loop.go(4)
+    assert (passed, loop.made) == ([1009.0], 2)
+
+
+def test_moving_it_earlier_takes_the_later_timer_back(
+    loop: FakeLoop, deadline: Deadline, passed: list[float]
+) -> None:
+    """There is one timer at a time."""
+    deadline.set(60)
+    deadline.set(2)
+    assert [handle.cancelled for handle in loop.handles] == [True, False]
+    loop.go(100)
+    assert passed == [1002.0]
+
+
+def test_cleared_timer_is_used_again(loop: FakeLoop, deadline: Deadline, passed: list[float]) -> None:
+    """Between two requests a connection clears its deadline and soon sets it anew."""
+    deadline.set(5)
+    deadline.clear()
+    loop.go(1)
+    deadline.set(5)
+    assert loop.made == 1
+    loop.go(4.5)
+    assert passed == []
+    loop.go(1)
+    assert passed == [1006.0]
+
+
+def test_no_later_counts_anew_once_it_has_passed_or_was_cleared(
+    loop: FakeLoop, deadline: Deadline, passed: list[float]
+) -> None:
+    """What no longer holds bounds nothing."""
+    deadline.set_no_later(1)
+    loop.go(1)
+    deadline.set_no_later(5)
+    loop.go(5)
+    deadline.set(1)
+    deadline.clear()
+    deadline.set_no_later(5)
+    loop.go(5)
+    assert passed == [1001.0, 1006.0, 1011.0]
+
+
+def test_callback_that_raises_leaves_it_passed(loop: FakeLoop) -> None:
+    """It is not called again, and can be set anew."""
+    calls: list[float] = []
+
+    def fail() -> None:
+        calls.append(loop.now)
+        raise ZeroDivisionError
+
+    deadline = Deadline(loop, fail)  # type: ignore[arg-type]
+    deadline.set(1)
+    with pytest.raises(ZeroDivisionError):
+        loop.go(1)
+    loop.go(100)
+    assert calls == [1001.0]
+    deadline.set(1)
+    with pytest.raises(ZeroDivisionError):
+        loop.go(1)
+
+
+def test_closing_twice_is_harmless(loop: FakeLoop, deadline: Deadline) -> None:
+    """Also where it was never set."""
+    deadline.close()
+    deadline.set(1)
+    deadline.close()
+    deadline.close()
+    loop.go(2)
+    assert loop.made == 1
+
+
+REAL = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("factory", REAL, ids=["asyncio", "uvloop"])
+def test_passes_on_a_real_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Moved later, then earlier: once, and not before its time."""
 
     async def main() -> None:
-        passed = asyncio.Event()
-        deadline = Deadline(asyncio.get_running_loop(), passed.set)
-        deadline.set(60)
-        deadline.set(0.001)
-        async with asyncio.timeout(5):
-            await passed.wait()
+        loop = asyncio.get_running_loop()
+        passed: list[float] = []
+        event = asyncio.Event()
 
-    asyncio.run(main())
+        def note() -> None:
+            passed.append(loop.time())
+            event.set()
+
+        deadline = Deadline(loop, note)
+        deadline.set(0.005)
+        deadline.set(60)
+        due = loop.time() + 0.02
+        deadline.set(0.02)
+        async with asyncio.timeout(5):
+            await event.wait()
+        assert len(passed) == 1
+        assert passed[0] >= due - 0.002  # libuv counts in milliseconds
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("factory", REAL, ids=["asyncio", "uvloop"])
+def test_waits_on_a_real_loop_when_moved_later(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """The timer underneath fires first, and waits on."""
+
+    async def main() -> None:
+        passed: list[str] = []
+        first, second = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def note(name: str, event: asyncio.Event) -> None:
+            passed.append(name)
+            event.set()
+
+        moved = Deadline(loop, lambda: note("moved", second))
+        other = Deadline(loop, lambda: note("other", first))
+        moved.set(0.001)
+        moved.set(0.05)
+        other.set(0.02)
+        async with asyncio.timeout(5):
+            await first.wait()
+            await second.wait()
+        assert passed == ["other", "moved"]
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+NO_TIMER = pytest.mark.xfail(raises=AttributeError, reason="uvloop's Handle has no `when`, unlike its timers")
+
+
+@pytest.mark.parametrize(
+    "factory", [REAL[0], pytest.param(REAL[1], marks=NO_TIMER)], ids=["asyncio", "uvloop"]
+)
+def test_may_be_moved_when_it_is_due_at_once(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """A drain of 0 s, or what rounds to 0 ms: uvloop makes no timer of these, but calls soon."""
+
+    async def main() -> None:
+        passed: list[str] = []
+        deadline = Deadline(asyncio.get_running_loop(), lambda: passed.append("passed"))
+        for soon in (0.0, 0.0001):
+            deadline.set(soon)
+            deadline.set(60)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert passed == []
+        deadline.close()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
