@@ -224,6 +224,10 @@ NUMBERS = itertools.count()  # so that every request can be told from every othe
 # -- the calls ---------------------------------------------------------------------------------------------
 
 
+class CutAtAccept(Exception):
+    """The sidecar has reset the connection before the caller could say anything."""
+
+
 @dataclass
 class Stage:
     """Where one call is made. `arm` lets the fault come from now on; `ends` says how each call ended."""
@@ -235,7 +239,11 @@ class Stage:
     talkers: list[Talker] = field(default_factory=list)
 
     def talker(self) -> Talker:
-        talker = Talker(self.inside.address, HANG)
+        try:
+            talker = Talker(self.inside.address, HANG)
+        except ConnectionResetError:
+            self.ends.append("cut")
+            raise CutAtAccept from None
         self.talkers.append(talker)
         return talker
 
@@ -578,7 +586,7 @@ def swept(stage: Stage) -> None:
     stage.read(talker)
     stage.arm()
     try:
-        stage.inside.wait_for(lambda: not stage.inside.stats("forgetful").idle, 0.6)
+        stage.inside.wait_for(lambda: not stage.inside.stats("forgetful").idle, 0.3)
     except AssertionError:
         pass  # it stays for as long as the fault does
     stage.send(talker, stage.request("/swept", route="forgetful"))
@@ -619,6 +627,10 @@ CALLS: dict[Callable[[Stage], None], set[str]] = {
 }
 
 
+# These wait for something each time: only what no quick call comes through is made to raise in them.
+SLOW = {swept, without_ticket, silent, no_handshake, full_pool_for_long, slow_reader}
+
+
 @dataclass
 class World:
     """The data plane, and every upstream that the calls need."""
@@ -632,6 +644,8 @@ class World:
         stage = Stage(self.inside, arm)
         try:
             call(stage)
+        except CutAtAccept:
+            pass  # noted among the ends
         finally:
             GATE.set()
             for talker in stage.talkers:
@@ -735,7 +749,11 @@ def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
     """
     natural = CALLS[call] | {"whole", "cut", "internal_error"}
     failures = []
-    for place in reached(world, call):
+    found = reached(world, call)
+    if call in SLOW:
+        usual = reached(world, fresh)
+        found = [place for place in found if place not in usual]
+    for place in found:
         for always in (
             (False,) if world.inside.kind == "asyncio" or str(place) in LAST_RESORTS else (False, True)
         ):
