@@ -81,6 +81,7 @@ class Observation:
     tls_version: str = ""
     certificate_requested: bool = False
     certificate_sent: bool = False
+    """The route has a certificate to send, which is sent where the upstream asks for one."""
     acceptable_cas: tuple[str, ...] = ()
     """Names of the CAs that the upstream says it accepts; empty where it names none."""
     alert_received: int | None = None

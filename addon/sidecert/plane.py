@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Generation, Upstream
 from sidecert.http1 import RequestHead
 from sidecert.metrics import Metrics
 from sidecert.pool import Pool
+
+if TYPE_CHECKING:
+    from sidecert.exchange import Caller, Exchange
 
 FIRST_REQUEST_GRACE = 1.0
 """Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
@@ -41,7 +44,7 @@ class Plane:
     def __init__(self, metrics: Metrics, *, access_log: bool = False) -> None:
         self.metrics = metrics
         self.access_log = access_log
-        self.make_exchange: Callable[..., Any] | None = None
+        self.make_exchange: Callable[[Plane, Caller, RequestHead], Exchange] | None = None
         """Set where somebody looks at the traffic: makes exchanges that show themselves as flows."""
         self.generation: Generation
         self.pools: dict[str, Pool] = {}

@@ -164,7 +164,7 @@ _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
     (
         "sidecert_handshake_duration_seconds",
         "histogram",
-        "From the start of an attempt to its outcome, whichever it was.",
+        "From the start of an attempt (name look-up included) to the end of its handshake, or to its failure.",
         _histogram(lambda stats: stats.handshake_durations),
     ),
     (
@@ -182,7 +182,7 @@ _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
     (
         "sidecert_requests_total",
         "counter",
-        "Calls that were answered, by status code and by who answered.",
+        "Calls by status code and by who answered; 499 counts where the caller left before.",
         _requests,
     ),
     (
