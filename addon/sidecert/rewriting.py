@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sidecert.config.hosts import is_address, normalise_host
+from sidecert.config.hosts import bracket, is_address, normalise_host
 from sidecert.http1 import LOCATION, OWS, REFRESH, RequestHead, ResponseHead, hide
 
 Origin = tuple[str, int]
@@ -80,8 +80,7 @@ def caller_base(scheme: str, host: str | None, port: int | None) -> bytes:
     """`http://host[:port]` as the caller wrote it; empty where it named no host (HTTP/1.0 without Host)."""
     if host is None:
         return b""
-    name = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{name}{'' if port is None else f':{port}'}".encode()
+    return f"{scheme}://{bracket(host)}{'' if port is None else f':{port}'}".encode()
 
 
 def rewrite_location(value: bytes, own: frozenset[Origin], base: bytes) -> bytes:

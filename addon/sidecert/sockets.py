@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidecert.config import Bind
+from sidecert.config import Bind, host_port
 
 BACKLOG = 4096
 """Connections that the kernel may queue, as far as net.core.somaxconn lets it."""
@@ -41,7 +41,7 @@ def spell(sock: socket.socket) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
-    return f"[{name[0]}]:{name[1]}" if sock.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+    return host_port(name[0], name[1])
 
 
 def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:

@@ -16,7 +16,7 @@ def printable(text: str | bytes) -> str:
 
 
 def masked(text: str) -> str:
-    """`text` with a ? for each character that cannot be printed: for names, which an escape would lengthen."""
+    """`text` with a ? for each character that cannot be printed: for names, which an escape would alter."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

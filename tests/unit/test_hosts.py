@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecert.config import normalise_host
+from sidecert.config import bracket, host_port, normalise_host
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,13 @@ def test_a_normal_form_is_its_own(host: str) -> None:
     assert not set(normal) & set(" /@?#*%[]\\\r\n\0")
     assert len(normal) <= 253
     assert normalise_host(normal) == normal
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [("orders.example.com", "orders.example.com"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")],
+)
+def test_only_an_ipv6_address_is_written_in_brackets(host: str, written: str) -> None:
+    """As in a URL, where the colon before the port has to stand out."""
+    assert bracket(host) == written
+    assert host_port(host, 8443) == f"{written}:8443"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sidecert.admin.status_page import RouteRow, Snapshot
+from sidecert.config import host_port
 from sidecert.config.models import MatchConfig
 from sidecert.generation import Generation, Route
 
@@ -28,7 +29,7 @@ def spell_upstream(route: Route) -> str:
     """Where a route calls: `orders.test:8443`; a host that callers choose stays the pattern."""
     settings = route.config.upstream
     host = settings.host or route.config.match.host
-    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    return host_port(host, settings.port)
 
 
 def _row(route: Route) -> RouteRow:

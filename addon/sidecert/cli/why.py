@@ -13,7 +13,16 @@ from urllib.parse import quote, urlsplit
 import click
 
 from sidecert.cli.common import NO, config_option, fail, fail_config, find_config, json_option
-from sidecert.config import Bind, Config, ListenerConfig, RouteConfig, normalise_host, read
+from sidecert.config import (
+    Bind,
+    Config,
+    ListenerConfig,
+    RouteConfig,
+    bracket,
+    host_port,
+    normalise_host,
+    read,
+)
 from sidecert.config.values import method as check_method
 from sidecert.errors import ConfigError, Refusal
 from sidecert.routing import Candidate, Router, ties
@@ -37,7 +46,7 @@ class _Call:
     @property
     def url(self) -> str:
         port = "" if self.port == _SCHEMES[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{_bracketed(self.host)}{port}{self.path.decode()}"
+        return f"{self.scheme}://{bracket(self.host)}{port}{self.path.decode()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +147,10 @@ def _upstream(route: RouteConfig, matched: str) -> dict[str, str]:
     settings = route.upstream
     host = settings.host or matched
     return {
-        "upstream": f"{_bracketed(host)}:{settings.port}",
+        "upstream": host_port(host, settings.port),
         "server_name": settings.server_name or host,
         "trust": str(settings.trust),
     }
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _remedy(answer: _Answer, refusal: Refusal) -> str:

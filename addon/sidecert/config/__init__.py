@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecert.config.binds import Bind
-from sidecert.config.hosts import normalise_host
+from sidecert.config.hosts import bracket, host_port, normalise_host
 from sidecert.config.models import (
     AdminConfig,
     Config,
@@ -48,6 +48,8 @@ __all__ = [
     "TimeoutsConfig",
     "TlsConfig",
     "UpstreamConfig",
+    "bracket",
+    "host_port",
     "normalise_host",
     "read",
     "schema",

@@ -85,6 +85,16 @@ def _host_mistake(host: str, name: str) -> Mistake:
     return Mistake(f"{shown(host)} is not a host name", "letters, digits, - and _ between single dots")
 
 
+def bracket(host: str) -> str:
+    """`host` as it stands in a URL: an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`, as it stands in a URL; `host` is without brackets."""
+    return f"{bracket(host)}:{port}"
+
+
 def is_address(host: str) -> bool:
     """Whether a normalised host is an IP address: no name has a colon or ends in a number."""
     return ":" in host or bool(_ENDS_IN_NUMBER.search(host))

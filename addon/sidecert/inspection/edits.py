@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from mitmproxy import http
 
+from sidecert.config import bracket
 from sidecert.errors import BadAnswer, Reason, Refusal
 from sidecert.http1 import CHUNKED, UNTIL_CLOSE, RequestHead, RequestParser, ResponseHead, ResponseParser
 from sidecert.inspection.body import Body
@@ -139,8 +140,8 @@ def _framing(body: int) -> list[Field]:
 
 
 def _host(host: str) -> bytes:
-    name = host.encode("ascii" if host.isascii() else "idna")
-    return b"[%b]" % name if b":" in name else name
+    name = host if host.isascii() else host.encode("idna").decode("ascii")
+    return bracket(name).encode("ascii")
 
 
 def _write(first: bytes, fields: Iterable[Field]) -> bytes:
