@@ -10,8 +10,8 @@ import json
 from email.utils import formatdate
 from http import HTTPStatus
 
-from sidecert.accept import quality
 from sidecert.errors import Refusal
+from sidecert.media_types import quality
 from sidecert.words import printable
 
 _MAX_EVIDENCE = 20

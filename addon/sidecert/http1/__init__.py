@@ -9,6 +9,7 @@ Everything that two readers could understand differently is refused: requests as
 
 from __future__ import annotations
 
+from sidecert.http1.cookie_names import hide
 from sidecert.http1.framing import (
     CHUNKED,
     LAST_CHUNK,
@@ -22,11 +23,9 @@ from sidecert.http1.framing import (
     encode_chunk,
     last_chunk,
 )
-
-from .cookie_names import hide
-from .hopbyhop import LOCATION, OWS, REFRESH
-from .request_head import RequestHead, RequestParser, upstream_head
-from .response_head import ResponseHead, ResponseParser, downstream_head
+from sidecert.http1.hopbyhop import LOCATION, OWS, REFRESH
+from sidecert.http1.request_head import RequestHead, RequestParser, upstream_head
+from sidecert.http1.response_head import ResponseHead, ResponseParser, downstream_head
 
 __all__ = [
     "CHUNKED",

@@ -11,6 +11,7 @@ from typing import Final
 from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
 
 from sidecert.errors import Refusal
+from sidecert.http1.cookie_names import restore
 from sidecert.http1.framing import BodyError, framing
 from sidecert.http1.hopbyhop import (
     CONNECTION,
@@ -42,9 +43,7 @@ from sidecert.http1.malformed import (
     too_large,
     unknown_method,
 )
-
-from .cookie_names import restore
-from .request_target import read_authority, read_target
+from sidecert.http1.request_target import read_authority, read_target
 
 HEADER_LINES: Final = 200
 

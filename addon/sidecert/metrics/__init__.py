@@ -15,8 +15,8 @@ from OpenSSL import SSL
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from sidecert.accept import quality
 from sidecert.errors import Reason
+from sidecert.media_types import quality
 from sidecert.metrics.exposition import CredentialLabels, Page, RouteLabels, ShownRoute
 from sidecert.metrics.stats import ListenerStats, RouteStats
 

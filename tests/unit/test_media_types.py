@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecert.accept import quality
+from sidecert.media_types import quality
 
 
 @pytest.mark.parametrize(
