@@ -15,7 +15,7 @@ from OpenSSL import SSL
 from sidecert import config as configs
 from sidecert import credentials as loading
 from sidecert import routing
-from sidecert.config import Config, Draft, RouteConfig
+from sidecert.config import Config, Draft, RouteConfig, bracket, host_port
 from sidecert.credentials import Credential
 from sidecert.errors import ConfigError, Problem
 from sidecert.rewriting import Origin, own_origins
@@ -42,7 +42,7 @@ class Upstream:
     @property
     def label(self) -> str:
         """`host:port`, as people write it."""
-        return _join(self.host, self.port)
+        return host_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,12 +206,4 @@ def _digests(certificates: tuple[x509.Certificate, ...]) -> tuple[str, ...]:
 
 def _host_header(host: str, port: int) -> str:
     """What a client of `https://host:port/` sends as Host (RFC 9110 section 7.2)."""
-    return _bracket(host) if port == 443 else _join(host, port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"{_bracket(host)}:{port}"
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return bracket(host) if port == 443 else host_port(host, port)
