@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import sidecert.generation
 from sidecert.errors import ConfigError
 from sidecert.generation import Generation, build
+from sidecert.tls import TlsFailure
 from support.certs import Pki, expired
 from support.inside import generation
 from support.sidecar import config
@@ -171,3 +173,164 @@ def test_file_that_cannot_be_read_is_a_problem_like_any_other(tmp_path: Path) ->
     with pytest.raises(ConfigError) as error:
         build(tmp_path / "nowhere.yaml", 1, {})
     assert len(error.value.problems) == 1
+
+
+def test_problems_of_every_kind_come_in_the_order_of_the_file(pki: Pki, tmp_path: Path) -> None:
+    """An unknown key, a credential, a trust file, a tie and a warning: by line, each with its place."""
+    late = pki.ca.caller("late", **expired()).write(tmp_path / "late")
+    missing = {"certificate": str(pki.alice.certificate), "key": str(tmp_path / "nowhere.key")}
+    wrong = {**one(pki), "id": "wrong", "colour": "red"}
+    tied = {**one(pki, trust=str(tmp_path / "nowhere.pem")), "id": "tied", "credential": "none"}
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, pki, one(pki), tied, wrong, credentials={"alice": missing, "late": late.config})
+    problems = error.value.problems
+    lines = [problem.line for problem in problems]
+    assert all(lines)
+    assert lines == sorted(lines, key=lambda line: line or 0)
+    assert {problem.path for problem in problems} == {
+        "credentials.alice.key",
+        "credentials.late.certificate",
+        "routes[1].match",
+        "routes[1].upstream.trust",
+        "routes[2].colour",
+    }
+    assert [problem.path for problem in problems if problem.warning] == ["credentials.late.certificate"]
+    assert [str(problem) for problem in problems] == str(error.value).splitlines()
+
+
+def test_file_that_two_routes_name_is_read_and_told_once(pki: Pki, tmp_path: Path) -> None:
+    """And a route whose credential is broken adds no second, misleading problem."""
+    missing = {"certificate": str(pki.alice.certificate), "key": str(tmp_path / "nowhere.key")}
+    specs = [
+        {**one(pki, trust=str(tmp_path / "nowhere.pem")), "id": name, "match": {"host": f"{name}.test"}}
+        for name in ("first", "second")
+    ]
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, pki, *specs, credentials={"alice": missing})
+    assert sorted(problem.path for problem in error.value.problems) == [
+        "credentials.alice.key",
+        "routes[0].upstream.trust",
+    ]
+
+
+def test_credential_that_openssl_does_not_take_is_a_problem_of_its_route(
+    pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With OpenSSL's reason, at load and not at the first call."""
+
+    def refuse(*_: object) -> None:
+        raise TlsFailure("ca md too weak")
+
+    monkeypatch.setattr(sidecert.generation, "make_context", refuse)
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, pki, one(pki))
+    [problem] = error.value.problems
+    assert problem.path == "routes[0].credential"
+    assert "'alice' (ca md too weak)" in problem.wrong
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "host_header", "label"),
+    [
+        ("up.test", 443, b"up.test", "up.test:443"),
+        ("up.test", 8443, b"up.test:8443", "up.test:8443"),
+        ("up.test", 80, b"up.test:80", "up.test:80"),
+        ("192.0.2.1", 443, b"192.0.2.1", "192.0.2.1:443"),
+        ("2001:db8::1", 443, b"[2001:db8::1]", "[2001:db8::1]:443"),
+        ("2001:db8::1", 8443, b"[2001:db8::1]:8443", "[2001:db8::1]:8443"),
+    ],
+)
+def test_upstream_is_written_as_people_write_it(
+    host: str, port: int, host_header: bytes, label: str, pki: Pki, tmp_path: Path
+) -> None:
+    """443 goes without saying in Host, never in the label; IPv6 has brackets in both, none in its name."""
+    upstream = load(tmp_path, pki, one(pki, host=host, port=port)).routes["orders"].upstream("orders.test")
+    assert (upstream.host_header, upstream.label) == (host_header, label)
+    assert (upstream.host, upstream.server_name) == (host, host)
+
+
+def test_server_name_changes_neither_host_nor_host_header(pki: Pki, tmp_path: Path) -> None:
+    """It is for TLS alone."""
+    route = load(tmp_path, pki, one(pki, server_name="tls.test")).routes["orders"]
+    upstream = route.upstream("orders.test")
+    assert (upstream.server_name, upstream.host, upstream.host_header) == (
+        "tls.test",
+        "up.test",
+        b"up.test:8443",
+    )
+
+
+def test_exact_host_is_the_upstream_where_none_is_written(pki: Pki, tmp_path: Path) -> None:
+    """It is in the config, so no caller has chosen it."""
+    spec = one(pki)
+    del spec["upstream"]["host"]
+    upstream = load(tmp_path, pki, spec).routes["orders"].upstream("orders.test")
+    assert (upstream.host, upstream.chosen_by_caller) == ("orders.test", False)
+
+
+def test_hosts_of_a_wildcard_are_remembered_one_by_one(pki: Pki, tmp_path: Path) -> None:
+    """The same host gives the same upstream, another one another."""
+    spec = one(pki)
+    spec["match"]["host"] = "*.wild.test"
+    del spec["upstream"]["host"]
+    route = load(tmp_path, pki, spec).routes["orders"]
+    first = route.upstream("a.wild.test")
+    assert route.upstream("b.wild.test").host_header == b"b.wild.test:8443"
+    assert route.upstream("a.wild.test") is first
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "path": {"match": {"host": "orders.test", "path": "/x/**"}},
+    "methods": {"match": {"host": "orders.test", "methods": ["GET"]}},
+    "port-of-the-caller": {"match": {"host": "orders.test", "port": 8080}},
+}
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_identity_does_not_differ_with_what_only_chooses_the_route(
+    change: str, base: Generation, pki: Pki, tmp_path: Path
+) -> None:
+    """Connections lead to the same upstream under the same certificate: they may stay."""
+    other = load(tmp_path / "other", pki, {**one(pki), **SAME[change]})
+    assert other.routes["orders"].identity == base.routes["orders"].identity
+
+
+def test_identity_does_not_differ_with_the_name_of_the_credential(
+    base: Generation, pki: Pki, tmp_path: Path
+) -> None:
+    """What a connection carries is the certificate; its id in our config is nobody else's business."""
+    renamed = {**one(pki), "credential": "alicia"}
+    other = load(tmp_path / "other", pki, renamed, credentials={"alicia": pki.alice.config})
+    assert other.routes["orders"].identity == base.routes["orders"].identity
+    assert other.routes["orders"].credential_id == "alicia"
+
+
+def test_identity_differs_with_who_may_choose_the_upstream(pki: Pki, tmp_path: Path) -> None:
+    """Another host pattern, and whether private addresses are allowed behind it."""
+    wild = {**one(pki), "match": {"host": "*.wild.test"}}
+    del wild["upstream"]["host"]
+    specs = [wild, {**wild, "private": True}, {**wild, "match": {"host": "*.test"}}]
+    identities = {
+        load(tmp_path / f"{n}", pki, each).routes["orders"].identity for n, each in enumerate(specs)
+    }
+    assert len(identities) == 3
+
+
+def test_identity_differs_with_the_intermediates_that_are_sent(pki: Pki, tmp_path: Path) -> None:
+    """The leaf alone and the leaf with its chain: an upstream may take the one and not the other."""
+    leaf = pki.ca.intermediate().caller("deep")
+    identities = set()
+    for name, chain in (("alone", False), ("whole", True)):
+        files = leaf.write(tmp_path / name)
+        files.certificate.write_bytes(leaf.certificate_pem(chain=chain))
+        loaded = load(tmp_path / name, pki, one(pki), credentials={"alice": files.config})
+        identities.add(loaded.routes["orders"].identity)
+    assert len(identities) == 2
+
+
+def test_route_without_a_credential_says_none(pki: Pki, tmp_path: Path) -> None:
+    """In metrics and answers too; no other route's certificate is lent to it."""
+    bare = {**one(pki), "id": "bare", "match": {"host": "bare.test"}, "credential": "none"}
+    routes = load(tmp_path, pki, one(pki), bare).routes
+    assert (routes["bare"].credential, routes["bare"].credential_id) == (None, "none")
+    assert routes["bare"].context is not routes["orders"].context

@@ -15,7 +15,7 @@ from sidecert.config import CredentialConfig, TlsConfig
 from sidecert.credentials import Credential, load, load_trust
 from sidecert.outcome import Observation, Stage
 from sidecert.tls import TlsFailure, TlsStream, make_context
-from support.certs import Authority, Files, Leaf, Pki, expired, make_key
+from support.certs import CLIENT_AUTH, Authority, Files, Leaf, Pki, expired, make_key
 
 BOTH = TlsConfig(min="1.2", max="1.3")
 
@@ -196,3 +196,94 @@ def test_error_while_watching_is_raised_and_not_taken_for_a_verdict(
     monkeypatch.setattr(TlsStream, "_on_state", fail)
     with pytest.raises(ZeroDivisionError):
         shake(pki.upstream, trusting(pki), "localhost")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "spoken"),
+    [
+        ("1.2", "1.3", {"1.2", "1.3"}),
+        ("1.2", "1.2", {"1.2"}),
+        ("1.3", "1.3", {"1.3"}),
+    ],
+)
+def test_versions_of_the_route_are_all_that_is_spoken(
+    lowest: Any, highest: Any, spoken: set[str], pki: Pki
+) -> None:
+    """Both bounds hold, against a peer of either version."""
+    versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+    tls = TlsConfig(min=lowest, max=highest)
+    agreed = set()
+    for name, version in versions.items():
+        seen, reason = shake(pki.upstream, trusting(pki), "localhost", tls=tls, version=version)
+        if not reason:
+            assert seen.tls_version == f"TLSv{name}"
+            agreed.add(name)
+    assert agreed == spoken
+
+
+def made_of(leaf: Leaf, key: Any = None) -> Credential:
+    """A credential that nobody has checked."""
+    return Credential(
+        id="alice",
+        certificate=leaf.certificate,
+        chain=(),
+        key=key or leaf.key,
+        fingerprint="",
+        serial="",
+        not_before=0.0,
+        not_after=0.0,
+        subject="",
+    )
+
+
+def test_key_that_is_too_small_is_refused_with_openssls_reason(pki: Pki) -> None:
+    """The words are OpenSSL's, and hold nothing of the key."""
+    with pytest.raises(TlsFailure) as error:
+        make_context(made_of(pki.ca.caller("alice", key="rsa-1024")), "system", BOTH)
+    assert str(error.value) == "ee key too small"
+
+
+@pytest.mark.parametrize("key", ["ec", "rsa"])
+def test_key_of_another_certificate_is_refused(key: Any, pki: Pki) -> None:
+    """At load, never at the first call."""
+    with pytest.raises(TlsFailure, match=r"key values mismatch|no certificate assigned"):
+        make_context(made_of(pki.ca.caller("alice"), make_key(key)), "system", BOTH)
+
+
+def test_system_trust_does_not_hold_what_the_system_does_not_trust(pki: Pki) -> None:
+    """Nothing is trusted beside it; 19 and 20 are OpenSSL's codes for an unknown authority."""
+    seen, reason = shake(pki.upstream, "system", "localhost")
+    assert reason == "certificate verify failed"
+    assert seen.verify_code in (19, 20)
+
+
+def test_pinned_certificate_must_still_be_for_the_name_and_not_expired(pki: Pki, tmp_path: Path) -> None:
+    """Pinning says who is trusted, not what for."""
+    leaf = pki.other_ca.peer("pinned.test")
+    files = leaf.write(tmp_path, "pinned")
+    assert shake(files, (leaf.certificate,), "pinned.test")[1] == ""
+    assert shake(files, (leaf.certificate,), "other.test")[0].verify_code == 62
+    late = pki.other_ca.peer("pinned.test", **expired())
+    assert shake(late.write(tmp_path, "late"), (late.certificate,), "pinned.test")[0].verify_code == 10
+
+
+def test_certificate_of_a_caller_is_no_upstreams(pki: Pki) -> None:
+    """Issued by a CA that is trusted, but for clientAuth alone: 26."""
+    leaf = pki.ca.issue("localhost", hosts=("localhost",), usages=(CLIENT_AUTH,))
+    files = leaf.write(pki.folder / "caller-as-upstream")
+    assert shake(files, trusting(pki), "localhost")[0].verify_code == 26
+
+
+@pytest.mark.parametrize(("name", "sent"), [("localhost", True), ("127.0.0.1", False), ("::1", False)])
+def test_names_are_sent_and_addresses_are_not(name: str, sent: bool, pki: Pki) -> None:
+    """RFC 6066 section 3: no address in SNI."""
+    names: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki.upstream.certificate, pki.upstream.key)
+    context.sni_callback = lambda _, name, __: names.append(name)
+    incoming = ssl.MemoryBIO()
+    peer = context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True)
+    incoming.write(TlsStream(make_context(None, trusting(pki), BOTH), name, Observation()).start())
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.do_handshake()
+    assert names == [name if sent else None]
