@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 from sidecert.config import Bind, ListenerConfig, normalise_host
 from sidecert.errors import ConfigError, Problem
 from sidecert.plane import Listener
-from sidecert.sockets import BACKLOG, Unusable, accept_queued, listen, spell
+from sidecert.sockets import BACKLOG, SocketFile, Unusable, accept_queued, listen, spell
 
 _LOG = logging.getLogger("sidecert.listeners")
 _WILDCARDS = frozenset(("0.0.0.0", "::"))
@@ -34,8 +33,7 @@ class _Open:
     config: ListenerConfig
     listener: Listener
     sockets: list[socket.socket]
-    inode: tuple[int, int] | None = None
-    """Device and number of a unix socket's file: only our own is ever removed."""
+    file: SocketFile | None = None
     servers: list[asyncio.Server] = field(default_factory=list)
 
 
@@ -94,7 +92,8 @@ class Listeners:
     def discard(self, change: Change) -> None:
         """Give up a change that was not committed."""
         for entry in change.opened.values():
-            _remove_file(entry)
+            if entry.file is not None:
+                entry.file.remove()
             for sock in entry.sockets:
                 sock.close()
 
@@ -131,7 +130,8 @@ class Listeners:
     async def _stop(self, entries: Sequence[_Open]) -> None:
         adopting = []
         for entry in entries:
-            _remove_file(entry)  # first, so that nobody comes after the last accept
+            if entry.file is not None:
+                entry.file.remove()  # first, so that nobody comes after the last accept
             for server in entry.servers:
                 server.close()
             for sock in entry.sockets:
@@ -162,23 +162,8 @@ def _listen(config: ListenerConfig) -> _Open:
     sockets = listen(bind)
     if bind.path is None:
         return _Open(config, Listener(bind.label, config.route, _own_hosts(bind, sockets)), sockets)
-    status = os.stat(bind.path)
-    inode = (status.st_dev, status.st_ino)
-    return _Open(config, Listener(bind.label, config.route, frozenset()), sockets, inode)
-
-
-def _remove_file(entry: _Open) -> None:
-    path = entry.config.bind.path
-    if path is None:
-        return
-    try:
-        status = os.lstat(path)
-        if (status.st_dev, status.st_ino) == entry.inode:
-            path.unlink()
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        _LOG.warning("%s could not be removed: %s", path, exc.strerror)
+    listener = Listener(bind.label, config.route, frozenset())
+    return _Open(config, listener, sockets, SocketFile(bind.path))
 
 
 def _own_hosts(bind: Bind, sockets: Sequence[socket.socket]) -> frozenset[str]:

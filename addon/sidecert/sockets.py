@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sidecert.config import Bind, host_port
+
+_LOG = logging.getLogger("sidecert.sockets")
 
 BACKLOG = 4096
 """Connections that the kernel may queue, as far as net.core.somaxconn lets it."""
@@ -34,6 +37,23 @@ def listen(bind: Bind) -> list[socket.socket]:
     Port 0 takes a free one, the same for all. Raises Unusable; then nothing is left open.
     """
     return [_listen_unix(bind.path)] if bind.path is not None else _listen_tcp(bind)
+
+
+class SocketFile:
+    """The file of a unix socket that has just been bound. Only our own is ever removed: the path may be
+    another program's by then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inode = _inode(path)
+
+    def remove(self) -> None:
+        """Remove the file, if it is still there and ours. A failure is logged."""
+        try:
+            if _inode(self.path) == self._inode:
+                self.path.unlink(missing_ok=True)
+        except OSError as exc:
+            _LOG.warning("%s could not be removed: %s", self.path, exc.strerror)
 
 
 def spell(sock: socket.socket) -> str:
@@ -160,6 +180,15 @@ def _remove_stale(path: Path) -> None:
     raise Unusable(
         f"another program listens on {path}", "end that program, or choose another path", errno.EADDRINUSE
     )
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Device and number of what is at `path` itself; None where that cannot be told."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _unusable_unix(path: Path, exc: OSError) -> Unusable:

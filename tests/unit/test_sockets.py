@@ -17,7 +17,7 @@ import pytest
 import sidecert.sockets
 from sidecert.config import Bind
 from sidecert.config.binds import bind
-from sidecert.sockets import Unusable, accept_queued, listen, spell
+from sidecert.sockets import SocketFile, Unusable, accept_queued, listen, spell
 
 
 @contextmanager
@@ -266,3 +266,18 @@ def test_many_may_wait_in_the_queue() -> None:
         for _ in range(100):
             stack.enter_context(socket.create_connection(sock.getsockname(), timeout=5))
         assert len(take(sock, 100, stack)) == 100
+
+
+def test_file_of_a_unix_socket_is_removed_only_while_it_is_ours(tmp_path: Path) -> None:
+    """Another program may have put its own in the place; one that is gone already is no fault."""
+    path = tmp_path / "in.sock"
+    with listening(f"unix:{path}"):
+        ours = SocketFile(path)
+        path.rename(tmp_path / "moved.sock")
+        with listening(f"unix:{path}"):
+            ours.remove()
+            assert path.exists()
+            theirs = SocketFile(path)
+            theirs.remove()
+            assert not path.exists()
+            theirs.remove()

@@ -12,12 +12,10 @@ import asyncio
 import ipaddress
 import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tornado.httpserver import HTTPServer
@@ -28,7 +26,7 @@ from sidecert.admin.status_page import Snapshot
 from sidecert.config import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
-from sidecert.sockets import listen, spell
+from sidecert.sockets import SocketFile, listen, spell
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +92,7 @@ class Admin:
             max_header_size=_MAX_HEADER,
             max_body_size=_MAX_BODY,
         )
-        self._socket_file: Path | None = None
-        self._inode: tuple[int, int] | None = None
+        self._socket_file: SocketFile | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pages: dict[str, dict[str, Callable[[HTTPServerRequest], Awaitable[_Answer]]]] = {
             "/": {"GET": self._page},
@@ -112,15 +109,15 @@ class Admin:
         """
         sockets = listen(bind)
         if bind.path is not None:
-            self._socket_file, self._inode = bind.path, _inode(bind.path)
+            self._socket_file = SocketFile(bind.path)
         self._server.add_sockets(sockets)
         return spell(sockets[0])
 
     async def stop(self) -> None:
         """Close the address and all connections. A reload that is under way goes on unheard."""
         self._server.stop()
-        if self._socket_file is not None and _inode(self._socket_file) == self._inode:
-            self._socket_file.unlink(missing_ok=True)
+        if self._socket_file is not None:
+            self._socket_file.remove()
         await self._server.close_all_connections()
 
     def _on_request(self, request: HTTPServerRequest) -> None:
@@ -207,11 +204,3 @@ def _is_loopback(address: str) -> bool:
         return False
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
