@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -418,3 +420,33 @@ def test_a_missing_secret_file_is_located(tmp_path: Path) -> None:
         SecretSource(file=tmp_path / "gone" / "alice.pass").resolve({})
     with pytest.raises(SecretError, match="directory"):
         SecretSource(file=tmp_path).resolve({})
+
+
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_passphrase_from_a_named_pipe_is_refused_at_once(tmp_path: Path, has_writer: bool) -> None:
+    """Neither one that nobody writes to nor one that stays open holds up a start."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR) if has_writer else -1
+    try:
+        with pytest.raises(SecretError, match="not a regular file"):
+            SecretSource(file=path).resolve({})
+    finally:
+        if has_writer:
+            os.close(writer)
+
+
+def test_a_passphrase_from_a_terminal_device_or_socket_is_refused(tmp_path: Path) -> None:
+    """A device could be endless, and a terminal would ask whoever started it."""
+    primary, terminal = os.openpty()
+    try:
+        for path in (Path("/dev/zero"), Path(os.ttyname(terminal))):
+            with pytest.raises(SecretError, match="not a regular file"):
+                SecretSource(file=path).resolve({})
+    finally:
+        os.close(primary)
+        os.close(terminal)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        with pytest.raises(SecretError, match="cannot be read"):
+            SecretSource(file=tmp_path / "s").resolve({})

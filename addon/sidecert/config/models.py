@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,14 @@ from sidecert.config.binds import bind
 from sidecert.config.mistake import Mistake
 
 MAX_SECRET = 65536  # bytes of a passphrase file; whatever is larger is no passphrase
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting: a named pipe would hold a check, a start or a reload up for ever."""
+    # A terminal must not become this process's own either.
+    for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags)
 
 
 def _default(written: str, parse: Callable[[object], Any], description: str) -> Any:
@@ -65,7 +75,9 @@ class SecretSource(Model):
 
     def _from_file(self, path: Path) -> str:
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise SecretError("this is not a regular file", "name the file that holds the passphrase")
                 data = file.read(MAX_SECRET + 1)
             if len(data) > MAX_SECRET:
                 raise SecretError(
