@@ -380,6 +380,35 @@ def test_hop_by_hop_headers_and_look_alikes_are_dropped() -> None:
     assert len(head.headers) == 1 + len(mixed)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("WL-Proxy-Client-Cert", "WL-Proxy-Client-IP", "wl_proxy_client_cert", "$WSCC", "$WSSN", "$wsis"),
+        *("X-SSL-Subject", "X-SSL-Issuer", "X-SSL-Verify", "X-SSL-Serial", "X-SSL-Subject-CN", "SSL-Subject"),
+        *("SSL-Subject-Dn", "SSL_ISSUER_DN", "SSL-Verify", "SSL-Serial", "X-SSL-S-DN", "X-SSL-I-DN"),
+        *("X-Client-S-DN", "X-Client-I-DN", "X-Client-Verified", "X-Client-Verify", "Client-Verified"),
+        *("Cf-Client-Cert-Sha256", "X-Cert-Subject", "X_CERT_DN", "X-Cert-Hash"),
+    ],
+)
+def test_no_name_by_which_a_proxy_tells_the_caller_goes_upstream(name: str) -> None:
+    """An upstream that sits behind such a proxy elsewhere would believe our caller."""
+    assert sent(get(f"{name}: CN=bob", "A: 1")) == [*sent(get()), b"A: 1"]
+
+
+@pytest.mark.parametrize("name", ["X-Original-URL", "X-Rewrite-URL", "x_original_url"])
+def test_a_header_that_names_another_path_does_not_go_upstream(name: str) -> None:
+    """The route, and so the certificate, was chosen by the path of the request line."""
+    assert sent(get(f"{name}: /admin", "A: 1")) == [*sent(get()), b"A: 1"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Cert-Order", "X-Certainty", "X-SSL-Cipher", "X-Client-Version", "X-Original-Host", "Cf-Ray"]
+)
+def test_names_that_only_look_like_those_go_upstream(name: str) -> None:
+    """They say nothing of who called."""
+    assert sent(get(f"{name}: 1")) == [*sent(get()), f"{name}: 1".encode()]
+
+
 def test_what_may_stay_keeps_its_order_case_and_bytes() -> None:
     """Blanks, duplicates, odd case, empty values and bytes beyond ASCII go through as they came."""
     lines = [

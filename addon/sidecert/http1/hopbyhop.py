@@ -23,12 +23,13 @@ EXPECT: Final = 7
 KEEP_ALIVE: Final = 8
 IDENTITY: Final = 9  # says who the TLS caller was: only sidecert's own certificate may say that
 COOKIE: Final = 10
+OTHER_PATH: Final = 11  # names another path than the one that was routed
 # The kinds from here on concern answers only. In requests they mean nothing and are passed on.
-OUTCOME: Final = 11  # Sidecert-Outcome, which marks sidecert's own answers only
-LOCATION: Final = 12  # Location, Content-Location: an address, which may be the upstream's own
-REFRESH: Final = 13
-SET_COOKIE: Final = 14
-TLS_ONLY: Final = 15  # dropped: says how to reach the upstream by TLS, which the caller does not do
+OUTCOME: Final = 12  # Sidecert-Outcome, which marks sidecert's own answers only
+LOCATION: Final = 13  # Location, Content-Location: an address, which may be the upstream's own
+REFRESH: Final = 14
+SET_COOKIE: Final = 15
+TLS_ONLY: Final = 16  # dropped: says how to reach the upstream by TLS, which the caller does not do
 
 _NAMED: Final = {
     b"host": HOST,
@@ -66,18 +67,34 @@ _ABOUT_THE_CALLER: Final = {
 _IDENTITY_PREFIXES: Final = (
     b"ssl-client",  # nginx, nginx ingress, Apache, haproxy, F5
     b"ssl-cert",
+    b"ssl-subject",  # these by hand in haproxy, Apache and nginx configs
+    b"ssl-issuer",
+    b"ssl-verify",
+    b"ssl-serial",
+    b"ssl-s-dn",
+    b"ssl-i-dn",
     b"tls-client",
     b"mtls-",
     b"client-cert",  # RFC 9440 (Client-Cert, Client-Cert-Chain) and many by hand
     b"client-dn",
-    b"client-verify",
+    b"client-verif",  # X-Client-Verify, X-Client-Verified
+    b"client-s-dn",
+    b"client-i-dn",
     b"clientcert",
     b"forwarded-client-cert",  # Envoy, Istio (XFCC)
     b"forwarded-tls-client",  # traefik
     b"forwarded-ssl-client",
     b"arr-clientcert",  # IIS, Azure
     b"amzn-mtls-",  # AWS
+    b"cf-client-cert-",  # Cloudflare
+    b"wl-proxy-client-",  # WebLogic
+    b"$ws",  # the plug-in of WebSphere: $WSCC is the certificate, $WSSN the name of the service, and so on
 )
+_IDENTITY_PREFIXES_WITH_X: Final = (b"x-cert-",)  # without the X- too common a word
+
+# Some frameworks (Symfony, Zend, IIS rewriting) take this path for that of the request line. A call that was
+# routed by one path would be executed as another, with a certificate that is not for it.
+_OTHER_PATH: Final = frozenset({b"x-original-url", b"x-rewrite-url"})
 
 # Options that Connection may hold without naming a header to drop beyond those that are dropped anyway.
 _OPTIONS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"})
@@ -130,6 +147,10 @@ def _kind(name: bytes) -> int:
         return DROP  # CGI-like upstreams read Content_Length as Content-Length
     if plain.removeprefix(b"x-").startswith(_IDENTITY_PREFIXES):
         return IDENTITY
+    if plain.startswith(_IDENTITY_PREFIXES_WITH_X):
+        return IDENTITY
+    if plain in _OTHER_PATH:
+        return OTHER_PATH
     return KEEP
 
 
