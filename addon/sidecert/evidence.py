@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sidecert.outcome import Ending, Observation, Stage, is_not_tls
 from sidecert.words import masked, shown
 
+_TLS13 = "TLSv1.3"
 _MOST_NAMES = 5
 _LONGEST_NAME = 200  # characters
 
@@ -69,7 +70,8 @@ def _of_the_handshake(seen: Observation, certificate: str | None) -> Iterator[st
     if seen.certificate_requested:
         answer = f"we have {certificate or 'one'} for it" if seen.certificate_sent else "we sent none"
         yield f"the upstream asked for a client certificate, {answer}"
-    elif seen.tls_version:
+    elif seen.tls_version and (seen.tls_version == _TLS13 or seen.stage >= Stage.FINISHED_SENT):
+        # Under TLS 1.2 the request comes after the upstream's certificate, which may be where we stopped.
         yield "the upstream did not ask for a client certificate"
     if seen.acceptable_cas:
         yield f"the CAs that the upstream accepts: {_list(seen.acceptable_cas)}"
@@ -98,8 +100,8 @@ def _of_the_end(seen: Observation) -> Iterator[str]:
 
 
 def _when(seen: Observation) -> str:
-    if seen.stage is Stage.FINISHED_SENT and not seen.tls_version:
-        return "in the handshake, after our part of it"  # TLS 1.2: the upstream's part comes last
+    if seen.stage is Stage.FINISHED_SENT and seen.tls_version != _TLS13:
+        return "in the handshake, after our part of it"  # before TLS 1.3 the upstream's part comes last
     return {
         Stage.RESOLVING: "while its name was looked up",
         Stage.CONNECTING: "while connecting",

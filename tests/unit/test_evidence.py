@@ -156,3 +156,22 @@ def test_names_in_the_lists_are_cleaned_too() -> None:
     """The CAs are whatever the upstream says they are."""
     lines = evidence(tls13(acceptable_cas=("CN=\x1b[2J",)), ALICE)
     assert "the CAs that the upstream accepts: CN=?[2J" in lines
+
+
+def test_upstream_is_not_said_to_ask_for_nothing_before_it_could() -> None:
+    """Under TLS 1.2 the request comes after the upstream's certificate, where we may have stopped."""
+    words = "the upstream did not ask for a client certificate"
+    stopped = Observation(stage=Stage.HELLO_RECEIVED, tls_version="TLSv1.2", verify_code=20)
+    assert words not in evidence(stopped, "CN=alice")
+    stopped.tls_version = "TLSv1.3"
+    assert words in evidence(stopped, "CN=alice")
+    done = Observation(stage=Stage.FINISHED_SENT, tls_version="TLSv1.2", ending=Ending.EOF)
+    assert words in evidence(done, "CN=alice")
+
+
+def test_refusal_under_tls_1_2_comes_inside_the_handshake() -> None:
+    """Our part is over then, the upstream's is not."""
+    refused = Observation(
+        stage=Stage.FINISHED_SENT, tls_version="TLSv1.2", certificate_requested=True, alert_received=48
+    )
+    assert "alert unknown_ca (48) in the handshake, after our part of it" in evidence(refused, "CN=alice")

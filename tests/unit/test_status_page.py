@@ -157,3 +157,12 @@ def test_thousands_of_routes_make_no_endless_page() -> None:
 def test_uptime_is_told_in_two_units(seconds: float, words: str) -> None:
     """A clock that was set back does not make it negative."""
     assert words in page(started=NOW - seconds).text
+
+
+def test_page_says_that_the_config_on_disk_is_not_in_force() -> None:
+    """A failed reload keeps the old generation; whoever looks at the page must not take it for the new one."""
+    metrics = Metrics(CollectorRegistry())
+    assert "reload failed" not in page(metrics).text
+    metrics.reload(False, NOW)
+    failed = _Reader(render(Snapshot("/etc/s.yaml", NOW, True, {}, ()), metrics, NOW))
+    assert "The last reload failed." in failed.text

@@ -55,12 +55,22 @@ def render(snapshot: Snapshot, metrics: Metrics, now: float) -> bytes:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>
 <body><header><h1>sidecert</h1>{state}<nav><a href="/metrics">metrics</a></nav></header>
+{_reload(metrics)}
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())}</dl>
 <main>{_routes(snapshot.routes, metrics)}
 {_credentials(metrics.credentials, now)}
 {_listeners(snapshot.listeners, metrics)}</main>
 </body></html>
 """.encode("utf-8", "backslashreplace")
+
+
+def _reload(metrics: Metrics) -> str:
+    if metrics.last_load_ok:
+        return ""
+    return (
+        '<p><b class="bad">The last reload failed.</b> The config on disk is not in force; the log has every '
+        "problem, and so has <code>sidecert check</code>.</p>"
+    )
 
 
 def _routes(routes: Sequence[RouteRow], metrics: Metrics) -> str:

@@ -49,7 +49,7 @@ class Metrics:
         self._listeners: tuple[str, ...] = ()
         self._denied = dict.fromkeys(_DENIED, 0)
         self._reloads = {"ok": 0, "failed": 0}
-        self._last_load_ok = False
+        self.last_load_ok = False
         self._last_load_time = 0.0
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -96,12 +96,12 @@ class Metrics:
         known = self._credential_ids()
         for stats in self._route_stats.values():
             stats.handshakes = {id_: counts for id_, counts in stats.handshakes.items() if id_ in known}
-        self._last_load_ok, self._last_load_time = True, now
+        self.last_load_ok, self._last_load_time = True, now
 
     def reload(self, ok: bool, now: float) -> None:
         """Count a reload that was asked for by whether it was taken over; `now` in epoch seconds."""
         self._reloads["ok" if ok else "failed"] += 1
-        self._last_load_ok = ok
+        self.last_load_ok = ok
         if ok:
             self._last_load_time = now
 
@@ -131,7 +131,7 @@ class Metrics:
             connections={label: self._listener_stats[label].connections for label in self._listeners},
             denied=self._denied,
             reloads=self._reloads,
-            last_load_ok=self._last_load_ok,
+            last_load_ok=self.last_load_ok,
             last_load_time=self._last_load_time,
             generation=self.generation,
             build=self.build,
