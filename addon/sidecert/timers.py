@@ -14,23 +14,28 @@ class Deadline:
     Moving it later only stores a number: the timer underneath finds out when it fires, and waits on.
     """
 
-    __slots__ = ("_callback", "_handle", "_loop", "_when")
+    __slots__ = ("_armed", "_callback", "_handle", "_loop", "_when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop
         self._callback = callback
         self._when = _NEVER
-        self._handle: asyncio.TimerHandle | None = None
+        self._handle: asyncio.Handle | None = None
+        self._armed = _NEVER
+        """When the handle fires. Not asked of the handle: uvloop's knows no time when it is due at once."""
 
     def set(self, seconds: float) -> None:
         """Let it pass in `seconds` from now, whatever was set before."""
         self._when = when = self._loop.time() + seconds
-        handle = self._handle
-        if handle is not None:
-            if handle.when() <= when:
+        if self._handle is not None:
+            if self._armed <= when:
                 return
-            handle.cancel()
-        self._handle = self._loop.call_at(when, self._fire)
+            self._handle.cancel()
+        self._arm()
+
+    def _arm(self) -> None:
+        self._armed = self._when
+        self._handle = self._loop.call_at(self._when, self._fire)
 
     def set_no_later(self, seconds: float) -> None:
         """Let it pass in `seconds` from now, unless it passes before that anyway."""
@@ -53,7 +58,8 @@ class Deadline:
         if self._when == _NEVER:
             return
         if self._when > self._loop.time():
-            self._handle = self._loop.call_at(self._when, self._fire)
+            self._due = self._when
+            self._handle = self._loop.call_at(self._due, self._fire)
             return
         self._when = _NEVER
         self._callback()

@@ -287,12 +287,7 @@ def test_waits_on_a_real_loop_when_moved_later(factory: Callable[[], asyncio.Abs
         runner.run(main())
 
 
-NO_TIMER = pytest.mark.xfail(raises=AttributeError, reason="uvloop's Handle has no `when`, unlike its timers")
-
-
-@pytest.mark.parametrize(
-    "factory", [REAL[0], pytest.param(REAL[1], marks=NO_TIMER)], ids=["asyncio", "uvloop"]
-)
+@pytest.mark.parametrize("factory", REAL, ids=["asyncio", "uvloop"])
 def test_may_be_moved_when_it_is_due_at_once(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """A drain of 0 s, or what rounds to 0 ms: uvloop makes no timer of these, but calls soon."""
 
