@@ -70,9 +70,13 @@ async def _look_up(host: str, port: int) -> _Found:
     if asked is None:
         if len(_under_way) >= _MOST_LOOK_UPS:
             raise OSError("too many name look-ups have no answer yet")
-        asked = _under_way[key] = concurrent.futures.Future()
+        asked = concurrent.futures.Future()
+        try:
+            threading.Thread(target=_ask, args=(asked, host, port), name="look-up", daemon=True).start()
+        except RuntimeError as exc:
+            raise OSError("no thread can be had to look the name up") from exc
+        _under_way[key] = asked
         asked.add_done_callback(lambda _: _under_way.pop(key, None))
-        threading.Thread(target=_ask, args=(asked, host, port), name="look-up", daemon=True).start()
     # Shielded: it goes on for the others when one of them leaves.
     return await asyncio.shield(asyncio.wrap_future(asked))
 
@@ -118,6 +122,7 @@ async def _race(addresses: list[_Address]) -> socket.socket:
     waiting = list(addresses)
     attempts: set[asyncio.Task[socket.socket]] = set()
     failure: OSError = OSError("the host has no address")
+    winner: socket.socket | None = None
     try:
         while waiting or attempts:
             if waiting:
@@ -128,14 +133,20 @@ async def _race(addresses: list[_Address]) -> socket.socket:
             for attempt in done:
                 error = attempt.exception()
                 if error is None:
+                    winner = attempt.result()
                     attempts |= done - {attempt}
-                    return attempt.result()
+                    return winner
                 if not isinstance(error, OSError):
                     raise error
                 failure = error
         raise failure
     finally:
-        await _abandon(attempts)
+        try:
+            await _abandon(attempts)
+        except BaseException:
+            if winner is not None:
+                winner.close()  # we have to leave as well, and nobody else knows of it
+            raise
 
 
 async def _attempt(address: _Address) -> socket.socket:
@@ -181,13 +192,11 @@ def _is_private(text: str) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             address = inner
-    return not address.is_global or address.is_multicast or _is_old_private(address)
+    if isinstance(address, ipaddress.IPv6Address) and (address not in _GLOBAL_V6 or address in _DOCUMENTS):
+        return True  # what IANA has given to nobody may be routed to somewhere inside
+    return not address.is_global or address.is_multicast
 
 
-def _is_old_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Site-local and IPv4-compatible addresses: deprecated, and routed to somewhere inside if at all."""
-    return isinstance(address, ipaddress.IPv6Address) and (address.is_site_local or address in _COMPATIBLE)
-
-
-_COMPATIBLE = ipaddress.ip_network("::/96")
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
+_DOCUMENTS = ipaddress.ip_network("3fff::/20")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

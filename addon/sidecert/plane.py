@@ -85,9 +85,7 @@ class Plane:
             now=time.time(),
         )
 
-    def find(
-        self, head: RequestHead, listener: Listener, own_host: str | None
-    ) -> tuple[Pool, Upstream]:
+    def find(self, head: RequestHead, listener: Listener, own_host: str | None) -> tuple[Pool, Upstream]:
         """The pool and the upstream that a request belongs to. Raises Refusal.
 
         `own_host` is the address that the caller's connection came in on, which is a name of a pinned

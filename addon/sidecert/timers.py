@@ -58,8 +58,7 @@ class Deadline:
         if self._when == _NEVER:
             return
         if self._when > self._loop.time():
-            self._due = self._when
-            self._handle = self._loop.call_at(self._due, self._fire)
+            self._arm()
             return
         self._when = _NEVER
         self._callback()

@@ -422,7 +422,6 @@ def test_of_two_that_connect_in_one_moment_one_is_closed(run: Any, monkeypatch: 
     run(main)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="the socket that won is left to the garbage collector")
 def test_caller_that_leaves_while_the_losers_end_leaves_no_socket(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
