@@ -30,6 +30,8 @@ _PERCENT, _BACKSLASH, _NUL = 0x25, 0x5C, 0x00
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # `..;x` is a dot segment to servlet containers, `..%2Fx` to whatever decodes before it resolves dots.
 _DOTS = re.compile(rb"(?:\A|/)\.\.?(?:[;/]|\Z)")
+_SEMICOLON = 0x3B
+_HIDDEN = re.compile(rb"%(?:2[Ff]|3[Bb])")  # a slash or a semicolon
 
 
 def segments(path: bytes) -> list[bytes]:
@@ -55,6 +57,40 @@ def _segment(raw: bytes) -> bytes:
     if _DOTS.search(raw):
         raise ValueError("the path has a dot segment")
     return raw
+
+
+def has_readings(path: bytes) -> bool:
+    """Whether `other_readings` of this raw path may hold any. Of most paths it does not."""
+    return (
+        _SEMICOLON in path or path.find(b"//") >= 0 or (_PERCENT in path and _HIDDEN.search(path) is not None)
+    )
+
+
+def other_readings(parts: list[bytes]) -> list[list[bytes]]:
+    """The segments that some services find in a path where `segments` found `parts`.
+
+    nginx takes `%2F` for a slash and merges slashes; servlet containers cut `;params` off each segment. Which
+    of that is done, and in which order, differs, more so with a proxy in between: all orders are here.
+    """
+    forms = [parts]
+    for form in forms:  # which grows meanwhile, to fifteen or so
+        for step in (_split, _cut, _merged):
+            if (changed := step(form)) not in forms:
+                forms.append(changed)
+    return forms[1:]
+
+
+def _split(parts: list[bytes]) -> list[bytes]:
+    return b"/".join(parts).split(b"/")
+
+
+def _cut(parts: list[bytes]) -> list[bytes]:
+    return [part.partition(b";")[0] for part in parts]
+
+
+def _merged(parts: list[bytes]) -> list[bytes]:
+    """Without the empty segments between the first and the last one."""
+    return [parts[0], *filter(None, parts[1:-1]), *parts[1:][-1:]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,78 @@ def test_many_wildcards_on_a_long_path_stay_cheap() -> None:
     """Matching goes back to the last `**` only, so this ends at all."""
     pattern = "/**/a" * 12 + "/b"
     assert found([route("r", path=pattern)], path=b"/a" * 3000) == "no_route"
+
+
+# Paths that services read in different ways
+
+ADMIN = [route("all"), route("admin", path="/admin/**"), route("one", path="/files/*")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"//admin/x",
+        b"///admin",
+        b"/admin%2Fx",
+        b"/admin%2fx",
+        b"/%2Fadmin/x",
+        b"/admin;a=b/x",
+        b"/admin;/x",
+        b"/admin%3Ba=b/x",
+        b"/;/admin/x",
+        b"/;a%2Fb/admin",
+        b"/%2F;a/%61dmin;b//x",
+        b"//files/a%2Fb",  # to a service that merges slashes and takes %2F for data
+        b"/files;a/b",
+        b"/files/a;b%2Fc",  # cut before it is decoded, or after
+    ],
+)
+def test_a_path_that_a_service_may_read_as_another_routes_is_refused(path: bytes) -> None:
+    """It would be executed under the certificate of the route that it was not meant to take."""
+    router = Router(ADMIN)
+    refused = refusal(router, HOST, 80, path, b"GET")
+    assert (refused.status, refused.outcome) == (400, "bad_request")
+    assert "two ways that belong to different routes" in str(refused)
+    assert refusal(router, HOST.upper(), 80, path, b"GET").outcome == "bad_request"
+    with pytest.raises(Refusal) as caught:
+        router.explain(HOST, 80, path, b"GET")
+    assert str(caught.value) == str(refused)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (b"/admin/a%2Fb", "admin"),
+        (b"/admin//b;c", "admin"),
+        (b"/other//x;y%2Fz", "all"),
+        (b"/files/a;version=1", "one"),
+        (b"/admin%20x", "all"),
+        (b"/admin:x", "all"),
+    ],
+)
+def test_a_path_that_is_one_routes_in_every_reading_is_taken(path: bytes, expected: str) -> None:
+    """Parameters, merged slashes and %2F do no harm where no other route is reached by them."""
+    assert found(ADMIN, path=path) == expected
+
+
+def test_the_route_of_another_host_port_or_method_makes_no_path_ambiguous() -> None:
+    """Only a route that would take the very request counts; a wildcard around the host may be one."""
+    for other in ({"host": "other.test"}, {"port": 81}, {"methods": ["PUT"]}):
+        assert found([route("all"), route("admin", path="/admin/**", **other)], path=b"//admin/x") == "all"
+    wild = route("wild", "*.example.com", path="/admin/**")
+    assert found([route("r", path="/*/*/x"), wild], path=b"//admin/x") == "bad_request"
+
+
+def test_on_a_pinned_listener_every_reading_of_the_path_must_be_its_routes() -> None:
+    """It has no other route, so a service must not be led out of what the route allows."""
+    router = Router([route("r", path="/files/*"), route("any")])
+    for path in (b"/files/a%2Fb", b"/files/a%2fb;c"):
+        with pytest.raises(Refusal, match="only one is for this listener's route r") as caught:
+            router.find_pinned("r", HOST, frozenset(), path, b"GET")
+        assert caught.value.status == 400
+    for path in (b"/files/a;b", b"/files/a%20b"):
+        assert router.find_pinned("r", HOST, frozenset(), path, b"GET")[0].id == "r"
+    assert router.find_pinned("any", HOST, frozenset(), b"//files;a%2Fb", b"GET")[0].id == "any"
 
 
 # The most specific route
@@ -499,9 +572,11 @@ route_lists = st.lists(matches, max_size=12).map(
 requests = st.tuples(
     st.sampled_from(HOSTS),
     st.sampled_from([80, 8080, 81]),
-    st.lists(st.sampled_from(["a", "b", "%61", "", "a%2fb", "c"]), min_size=1, max_size=6).map(
-        lambda parts: ("/" + "/".join(parts)).encode()
-    ),
+    st.lists(
+        st.sampled_from(["a", "b", "%61", "", "a%2fb", "c", "a;x", "b%3By", ";x", "%2F"]),
+        min_size=1,
+        max_size=6,
+    ).map(lambda parts: ("/" + "/".join(parts)).encode()),
     st.sampled_from([b"GET", b"POST", b"PUT", b"HEAD"]),
 )
 Parts = tuple[bytes, ...]
@@ -572,6 +647,11 @@ def test_the_router_agrees_with_trying_every_route(
     if not taking:
         reachable = any(_takes(each, *request_[:3], None) for each in routes)
         expected = {"method_not_allowed" if reachable else "no_route"}
+    if found(routes, *request_) == "bad_request":
+        assert len(expected | _routes_of_readings(routes, request_)) > 1
+        with pytest.raises(Refusal, match="in two ways"):
+            Router(routes).explain(*request_)
+        return
     assert found(routes, *request_) in expected
     explained = Router(routes).explain(*request_)
     assert len(explained) == len(routes)
@@ -581,6 +661,48 @@ def test_the_router_agrees_with_trying_every_route(
     if len(expected) > 1:  # a tie that a request can see must have been told at load
         told = {frozenset((one.id, two.id)) for one, two in conflicts(routes)}
         assert all(frozenset((a, b)) in told for a in expected for b in expected if a != b)
+
+
+def _readings(path: bytes) -> set[bytes]:
+    """A raw path as it is after any of: %2F decoded, parameters cut, slashes merged; in any order."""
+    steps: list[Callable[[bytes], bytes]] = [
+        lambda text: re.sub(rb"(?i)%2f", b"/", text),
+        lambda text: re.sub(rb"(?i)(?:;|%3b)[^/]*", b"", text),
+        lambda text: re.sub(rb"/+", b"/", text),
+    ]
+    found, todo = {path}, [path]
+    while todo:
+        text = todo.pop()
+        new = {step(text) for step in steps} - found
+        found |= new
+        todo += new
+    return found
+
+
+def _routes_of_readings(routes: Sequence[RouteConfig], request_: tuple[str, int, bytes, bytes]) -> set[str]:
+    """The ids of the routes that some reading of the request's path may take, ties and all."""
+    host, port, path, method = request_
+    ids = set()
+    for reading in _readings(path):
+        taking = [each for each in routes if _takes(each, host, port, reading, method)]
+        best = max(map(_worth, taking), default=None)
+        ids |= {each.id for each in taking if _worth(each) == best}
+    return ids
+
+
+@settings(max_examples=1500, deadline=None)
+@given(route_lists, requests)
+def test_no_reading_of_a_path_that_was_routed_belongs_to_another_route(
+    routes: list[RouteConfig], request_: tuple[str, int, bytes, bytes]
+) -> None:
+    """The path as any service reads it takes the same route, or none at all."""
+    host, port, path, method = request_
+    chosen = found(routes, *request_)
+    if chosen.startswith("r"):
+        for reading in _readings(path):
+            assert found(routes, host, port, reading, method) in (
+                {chosen, "no_route", "method_not_allowed"}
+            ), reading
 
 
 @settings(max_examples=1000, deadline=None)

@@ -54,20 +54,50 @@ class Router:
         """The route of a request, and the host it matched, normalised.
 
         `host` and `port` are the caller's (no brackets), `path` is raw and has no query. Raises Refusal:
-        BAD_REQUEST, METHOD_NOT_ALLOWED (all but the method matches) or NO_ROUTE.
+        BAD_REQUEST (also where some services read the path as one that another route takes),
+        METHOD_NOT_ALLOWED (all but the method matches) or NO_ROUTE.
         """
         parts = _segments(path)
         exact = self._exact.get(host)  # most callers write the host as the config does
         if exact is not None and (rule := exact.pick(port, parts, method, [])) is not None:
+            if paths.has_readings(path):
+                self._check_readings(rule, host, port, path, parts, method)
             return rule.route, host
         host = _normalised(host)
         missed: list[Rule] = []
-        for rules in self._around(host):
-            if (rule := rules.pick(port, parts, method, missed)) is not None:
-                return rule.route, host
+        if (rule := self._pick(host, port, parts, method, missed)) is not None:
+            if paths.has_readings(path):
+                self._check_readings(rule, host, port, path, parts, method)
+            return rule.route, host
         if missed:
             raise _wrong_method(missed, method)
         raise self._no_route(host, port, path, parts, method)
+
+    def _pick(
+        self, host: str, port: int, parts: list[bytes], method: bytes, missed: list[Rule]
+    ) -> Rule | None:
+        for rules in self._around(host):
+            if (rule := rules.pick(port, parts, method, missed)) is not None:
+                return rule
+        return None
+
+    def _check_readings(
+        self, rule: Rule, host: str, port: int, path: bytes, parts: list[bytes], method: bytes
+    ) -> None:
+        """Refuse a path that, read as some services read it, is another route's than `rule`'s.
+
+        Such a service would execute what the other route is for, under the certificate of this one.
+        """
+        if sum(len(rules.rules) for rules in self._around(host)) == 1:
+            return
+        for reading in paths.other_readings(parts):
+            other = self._pick(host, port, reading, method, [])
+            if other is not None and other is not rule:
+                raise _two_ways(
+                    "the path can be read in two ways that belong to different routes",
+                    f"{shown(path)} is for {rule.route.id}",
+                    f"{shown(b'/'.join(reading))} is for {other.route.id}",
+                )
 
     def _around(self, host: str) -> Iterator[HostRules]:
         """What the config has for a normalised host: itself, then the wildcards around it, longest first."""
@@ -116,6 +146,13 @@ class Router:
         if not rule.takes_path(parts):
             detail = f"this listener belongs to route {route_id}: {rule.path_differs(path)}"
             raise Refusal.of(Reason.NO_ROUTE, detail, "call a path of that route, or another listener")
+        for reading in paths.other_readings(parts) if paths.has_readings(path) else ():
+            if not rule.takes_path(reading):
+                raise _two_ways(
+                    f"the path can be read in two ways, and only one is for this listener's route {route_id}",
+                    f"{shown(path)} is",
+                    f"{shown(b'/'.join(reading))} is not",
+                )
         if not rule.takes_method(method):
             raise _wrong_method([rule], method)
         return rule.route, called
@@ -138,6 +175,8 @@ class Router:
             else:
                 winner = rule
                 matches.append(Candidate(rule.route, True, "the most specific route that matches"))
+        if winner is not None and paths.has_readings(path):
+            self._check_readings(winner, host, port, path, parts, method)
         misses.sort(key=lambda miss: -miss[0])
         return matches + [candidate for _, candidate in misses]
 
@@ -202,6 +241,14 @@ def _segments(path: bytes) -> list[bytes]:
     except ValueError as error:
         detail = f"{error}: {shown(path)}"
         raise Refusal.of(Reason.BAD_REQUEST, detail, "send the path without it") from error
+
+
+def _two_ways(wrong: str, sent: str, read: str) -> Refusal:
+    return Refusal.of(
+        Reason.BAD_REQUEST,
+        f"{wrong}: {sent}, but some services read it as another path, and {read}",
+        "send the path without //, %2F, ; and %3B, as the service is to read it",
+    )
 
 
 def _normalised(host: str) -> str:
