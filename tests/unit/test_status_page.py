@@ -160,7 +160,7 @@ def test_uptime_is_told_in_two_units(seconds: float, words: str) -> None:
 
 
 def test_page_says_that_the_config_on_disk_is_not_in_force() -> None:
-    """A failed reload keeps the old generation; whoever looks at the page must not take it for the new one."""
+    """A failed reload keeps the old generation; nobody who looks may take it for the new one."""
     metrics = Metrics(CollectorRegistry())
     assert "reload failed" not in page(metrics).text
     metrics.reload(False, NOW)
