@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -349,6 +349,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 EXAMPLE = yaml.safe_load(SHIPPED[0].read_text(encoding="utf-8"))
 
 
+@example(place=("credentials",), value={"\x1f": None}, key=None)
 @given(place=st.sampled_from(places(EXAMPLE)), value=YAML_VALUES, key=st.none() | st.sampled_from(KEYS))
 def test_no_value_in_any_place_raises(
     tmp_path_factory: pytest.TempPathFactory, place: tuple[Any, ...], value: object, key: str | None

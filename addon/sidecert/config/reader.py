@@ -258,13 +258,14 @@ class Reader:
         raw = self._sections.get(section)
         if raw is not None and not isinstance(raw, MappingNode | ListNode):
             return False
-        names = [*known, "none"] if section == "credentials" else [*known]
+        sound = [each for each in known if is_name(each)]  # the others are problems of their own
+        names = [*sound, "none"] if section == "credentials" else sound
         self._guesses += 1
         near = nearest(wanted, names) if self._guesses <= _GUESSES else None
         if near:
             right = f"did you mean {near}?"
-        elif known:
-            more = ", ..." if len(known) > _NAMES_SHOWN else ""
+        elif sound:
+            more = ", ..." if len(sound) > _NAMES_SHOWN else ""
             right = f"the {section} are {', '.join(names[:_NAMES_SHOWN])}{more}"
         else:
             right = f"there are no {section} here yet"
