@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from support.certs import Pki
 from support.peers import Peers
 from support.recorder import TlsRecorder
 from support.sidecar import Sidecar, StartSidecar, config, running
+
+# Hypothesis's own limit per example would be a timed test; pytest's timeout bounds a test as a whole. In
+# continuous integration the examples are the same for the same code, so that it judges the change and not
+# the luck of the draw; everywhere else each run looks at new ones.
+settings.register_profile("sidecert", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("sidecert")
 
 
 @pytest.fixture(scope="session")
