@@ -201,7 +201,9 @@ class Exchange:
         assert self._pool is not None
         assert self.upstream is not None
         try:
-            self._connection = connection = await self._pool.open(self.upstream)
+            # One may have become free since this task was made; a call is repeated on a new one only.
+            idle = None if self._retried else self._pool.take(self.upstream)
+            self._connection = connection = idle or await self._pool.open(self.upstream)
         except NotOpened as failure:
             self.refuse(self._explain(failure.seen, failure.outcome))
             return

@@ -193,6 +193,33 @@ def test_body_that_waited_for_a_connection_is_sent_with_the_head(play: Play) -> 
     assert play(POST, acts).log == ["open", "resume_reading", "release"]
 
 
+def test_connection_that_became_free_meanwhile_is_used(play: Play) -> None:
+    """Between the first look and the opening: nothing is opened, and a full pool need not close it."""
+
+    async def acts(scene: Scene) -> None:
+        scene.exchange.start(b"", True)
+        scene.pool.ready = [FakeConnection(scene.log)]
+        await asyncio.sleep(0.01)
+        scene.exchange.take_answer(answer_head(FINE), b"abc", True)
+
+    scene = play(GET, acts)
+    assert [each for each in scene.log if each != "resume_reading"] == ["release"]
+
+
+def test_call_is_repeated_on_a_new_connection_only(play: Play) -> None:
+    """Another idle one could be as dead as the first."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.upstream_ended(None)
+        await asyncio.sleep(0.01)
+        scene.exchange.caller_left()
+
+    assert play(GET, acts).log == ["open", "leave"]
+
+
 def test_call_is_repeated_once_and_then_refused(play: Play) -> None:
     """A GET on a reused connection that ends is opened for again; when that ends too, the caller is told."""
 
