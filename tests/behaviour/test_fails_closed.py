@@ -100,6 +100,7 @@ GUARDS = {
 }
 # These note that something has ended or is free again. Callers are told all the same; the numbers are wrong.
 BOOKKEEPING = {
+    "Downstream._leave_exchange",
     "Exchange._end",
     "Exchange._let_go",
     "Exchange.caller_left",
