@@ -9,12 +9,13 @@ LINTED := addon tests
 # Names of this or that machine and of package indexes have no place in the project's files.
 ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
 
-.PHONY: help setup demo test bench check lint types layers addresses format lock clean
+.PHONY: help setup demo test long bench check lint types layers addresses format lock clean
 
 help:
 	@echo 'make setup    .venv from the hashed lock files'
 	@echo 'make demo     a look-alike service, the sidecar and a call through it (ARGS=--once: then end)'
 	@echo 'make test     all tests (ARGS: for pytest)'
+	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
 	@echo 'make check    lint, format, types, import layers'
 	@echo 'make format   lint and format what can be repaired'
@@ -32,6 +33,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+long: $(STAMP)
+	SIDECERT_LONG=1 $(BIN)/python -m pytest -m long_form $(ARGS)
 
 # Of load, per proxy and kind of load; more of either makes the figures steadier.
 ROUNDS ?= 4

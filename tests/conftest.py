@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from support.certs import Pki
+from support.lengths import LONG
 from support.peers import Peers
 from support.recorder import TlsRecorder
 from support.sidecar import Sidecar, StartSidecar, config, running
@@ -21,6 +22,14 @@ from support.sidecar import Sidecar, StartSidecar, config, running
 # the luck of the draw; everywhere else each run looks at new ones.
 settings.register_profile("sidecert", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("sidecert")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the long forms the time that they say they need."""
+    for item in items:
+        marker = item.get_closest_marker("long_form")
+        if LONG and marker is not None:
+            item.add_marker(pytest.mark.timeout(marker.kwargs["seconds"]))
 
 
 @pytest.fixture(scope="session")
