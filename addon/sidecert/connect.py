@@ -46,6 +46,10 @@ async def connect(upstream: Upstream, seen: Observation) -> socket.socket:
     except ConnectionRefusedError as exc:
         seen.ending, seen.error = Ending.REFUSED, exc.strerror or "connection refused"
         raise NotConnected from exc
+    except (ConnectionResetError, BrokenPipeError) as exc:
+        # The kernel says these only of a connection that stood: it was ended before we looked.
+        seen.ending, seen.error = Ending.RESET, exc.strerror or str(exc)
+        raise NotConnected from exc
     except OSError as exc:
         seen.ending, seen.error = Ending.FAILED, exc.strerror or str(exc)
         raise NotConnected from exc

@@ -217,7 +217,7 @@ class Downstream(asyncio.Protocol):
             piece, rest = reader.feed(data)
         except BodyError as exc:
             assert self._exchange is not None
-            self._exchange.refuse(refusals.body_malformed(exc))
+            self._exchange.refuse(refusals.body_malformed(exc, sent=self._exchange.sent))
             return None
         if reader.done:
             self._reader = None

@@ -75,6 +75,8 @@ def _of_the_handshake(seen: Observation, certificate: str | None) -> Iterator[st
         yield "the upstream did not ask for a client certificate"
     if seen.acceptable_cas:
         yield f"the CAs that the upstream accepts: {_list(seen.acceptable_cas)}"
+        if seen.certificate_sent:
+            yield f"of these, our certificate chains to {_list(seen.chains_to) or 'none'}"
     if seen.alert_received is not None:
         yield f"alert {alert_name(seen.alert_received)} {_when(seen)}"
     if seen.verify_code:

@@ -81,6 +81,7 @@ class Exchange:
         "_waiting",
         "head",
         "request_id",
+        "sent",
         "upstream",
     )
 
@@ -89,6 +90,8 @@ class Exchange:
         self.upstream: Upstream | None = None
         self.request_id = ""
         """Set where an answer or a log line names it."""
+        self.sent = False
+        """Bytes of the request were given to an upstream connection: it may have been processed."""
         self._plane = plane
         self._caller = caller
         self._pool: Pool | None = None
@@ -172,7 +175,7 @@ class Exchange:
         elif self._upstream_stuck:
             self.refuse(refusals.upstream_stuck(timeouts))
         else:
-            self.refuse(refusals.body_stalled(timeouts))
+            self.refuse(refusals.body_stalled(timeouts, sent=self.sent))
 
     def pause_answer(self) -> None:
         """The caller does not keep up with the answer."""
@@ -222,6 +225,7 @@ class Exchange:
     def _send(self, connection: UpstreamConnection, body: bytes) -> None:
         assert self.upstream is not None
         self._reused = connection.reusable
+        self.sent = self.sent or not connection.ended
         head = upstream_head(self.head, self.upstream.host_header)
         connection.begin(self, self.head.method, head + body if body else head, self.head.upgrade)
         self._wait_for_answer()
@@ -340,7 +344,7 @@ class Exchange:
             self._pool.stats.retries += 1
             self._open()
         else:
-            self.refuse(refusals.upstream_closed())
+            self.refuse(refusals.upstream_closed(sent=self.sent))
 
     def _may_send_again(self, heard: bool) -> bool:
         """RFC 9110 section 9.2.2, and no more than that: a safe request, without a body, on a connection
@@ -386,7 +390,7 @@ class Exchange:
         log.error("an error of sidecert's own in an exchange", exc_info=exc)
         try:
             if not self._ended:
-                self.refuse(refusals.internal())
+                self.refuse(refusals.internal(sent=self.sent))
                 return
             self._let_go()
         except Exception as again:
@@ -423,4 +427,4 @@ class Exchange:
     def _explain(self, seen: Observation, outcome: Outcome) -> Refusal:
         """The refusal for an attempt that failed."""
         assert self.upstream is not None
-        return refusals.handshake_failed(seen, outcome, self.upstream)
+        return refusals.handshake_failed(seen, outcome, self.upstream, sent_before=self._retried)

@@ -84,6 +84,8 @@ class Observation:
     """The route has a certificate to send, which is sent where the upstream asks for one."""
     acceptable_cas: tuple[str, ...] = ()
     """Names of the CAs that the upstream says it accepts; empty where it names none."""
+    chains_to: tuple[str, ...] = ()
+    """Those of `acceptable_cas` that issued our certificate or one of the chain we hold behind it."""
     alert_received: int | None = None
     """The first fatal TLS alert from the upstream."""
     alert_sent: int | None = None
@@ -140,6 +142,7 @@ _NO_CONNECTION = {
     Ending.REFUSED: Outcome.CONNECT_REFUSED,
     Ending.TIMEOUT: Outcome.CONNECT_TIMEOUT,
     Ending.ABANDONED: Outcome.UNDECIDED,
+    Ending.RESET: Outcome.CLOSED_IN_HANDSHAKE,  # it stood, for less time than it takes to look
 }
 _CLOSES = frozenset((Ending.EOF, Ending.CLOSE_NOTIFY, Ending.RESET))
 _TLS_RECORD_TYPES = frozenset((20, 21, 22, 23))
@@ -189,15 +192,18 @@ def is_certain(seen: Observation) -> bool:
 
 def _decide_by_alert(seen: Observation, alert: int) -> Outcome:
     asked = seen.certificate_requested
+    if not asked:
+        # Whatever it is about, it is not about a certificate of ours: access_denied may be a firewall's.
+        return _OTHER_ALERTS.get(alert, Outcome.TLS_ERROR)
     if alert in _CERTIFICATE_ALERTS:
         outcome = _CERTIFICATE_ALERTS[alert]
-    elif alert == _HANDSHAKE_FAILURE and asked:
+    elif alert == _HANDSHAKE_FAILURE:
         # "No shared parameters" is said before the upstream asks for a certificate; after it did, this
         # is how a TLS 1.2 upstream says that it does not like the certificate, or the lack of one.
         outcome = Outcome.CLIENT_CERT_REJECTED
     else:
         return _OTHER_ALERTS.get(alert, Outcome.TLS_ERROR)
-    if asked and not seen.certificate_sent:
+    if not seen.certificate_sent:
         return Outcome.CLIENT_CERT_REQUIRED
     return outcome
 

@@ -7,6 +7,7 @@ leaves its pool, so it can never be used under another identity.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 
@@ -15,6 +16,8 @@ from sidecert.generation import Route, Upstream
 from sidecert.metrics import RouteStats
 from sidecert.timers import Deadline
 from sidecert.upstream import UpstreamConnection
+
+log = logging.getLogger(__name__)
 
 MAX_AGE = 3600.0
 """Seconds after which a connection is not used again, so that changes of DNS and of the upstream's mind
@@ -38,6 +41,8 @@ class Pool:
         """Places given to waiters that have not opened their connection yet."""
         self._waiters: deque[tuple[Upstream, asyncio.Future[UpstreamConnection | None]]] = deque()
         self._retired = False
+        self._told_unasked: Route | None = None
+        """The route, of a generation, for which the log has that its upstream asks for no certificate."""
         self._sweeper = Deadline(self._loop, self._sweep)
 
     def take(self, upstream: Upstream) -> UpstreamConnection | None:
@@ -77,6 +82,7 @@ class Pool:
         try:
             await connection.open()
             connection.usable_until = self._loop.time() + self._lifetime()
+            self._notice_unasked(connection)
         except BaseException:
             connection.leave()  # whatever it was, its place must not stay taken
             raise
@@ -135,6 +141,25 @@ class Pool:
                 connection.close()
         if self._idle_count:
             self._sweeper.set(min(each.idle_until for each in idle if each.idle_until > now) - now)
+
+    def _notice_unasked(self, connection: UpstreamConnection) -> None:
+        """Tell once per generation that the route's credential is of no use: everything seems to work."""
+        seen, route = connection.seen, self.route
+        if not seen.certificate_sent or seen.certificate_requested or self._told_unasked is route:
+            return
+        self._told_unasked = route
+        log.warning(
+            "the upstream did not ask for a client certificate, so none was presented",
+            extra={
+                "event": "certificate_not_requested",
+                "route": route.id,
+                "upstream": connection.upstream.label,
+                "credential": route.credential_id,
+                "remedy": "if it should know the caller by the certificate, check `upstream.port` of the "
+                "route, and ask those who run the upstream whether it asks in the handshake, or only later "
+                "for certain paths",
+            },
+        )
 
     def _lifetime(self) -> float:
         credential = self.route.credential

@@ -7,13 +7,20 @@ from sidecert.config import TimeoutsConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.explain import explain
 from sidecert.generation import Upstream
-from sidecert.outcome import Observation, Outcome
+from sidecert.outcome import Observation, Outcome, is_certain
 
 _TIMEOUTS = frozenset((Outcome.CONNECT_TIMEOUT, Outcome.HANDSHAKE_TIMEOUT))
+_NOT_SENT = "No byte of the request was sent"
+_MAY_BE = "the request may have been processed"
 
 
-def handshake_failed(seen: Observation, outcome: Outcome, upstream: Upstream) -> Refusal:
-    """An attempt to open a connection to `upstream` failed, so nothing of the request was processed."""
+def handshake_failed(
+    seen: Observation, outcome: Outcome, upstream: Upstream, *, sent_before: bool = False
+) -> Refusal:
+    """An attempt to open a connection to `upstream` failed.
+
+    `sent_before`: the request went out on another one before.
+    """
     credential = upstream.route.credential
     verdict = explain(
         outcome,
@@ -24,21 +31,40 @@ def handshake_failed(seen: Observation, outcome: Outcome, upstream: Upstream) ->
         certificate=None if credential is None else credential.subject,
     )
     status = 504 if outcome in _TIMEOUTS else 502
-    return Refusal(status, outcome.value, verdict.title, verdict.cause, verdict.remedy, verdict.evidence)
+    detail = f"{verdict.cause} {_processed(seen, outcome, sent_before)}."
+    return Refusal(status, outcome.value, verdict.title, detail, verdict.remedy, verdict.evidence)
 
 
-def body_stalled(timeouts: TimeoutsConfig) -> Refusal:
+def _processed(seen: Observation, outcome: Outcome, sent_before: bool) -> str:
+    """Whether the request can have been processed, although the attempt came to nothing."""
+    if sent_before:
+        return f"Before this attempt it went out on a connection that then ended: {_MAY_BE}"
+    if not seen.request_sent:
+        return _NOT_SENT
+    if outcome.startswith("client_cert_") and is_certain(seen):
+        # A TLS stack gives nothing to its application before it has accepted the certificate.
+        return "Bytes of the request had been sent, but were not processed: the refusal came before them"
+    return f"Bytes of the request had been sent: {_MAY_BE}"
+
+
+def body_stalled(timeouts: TimeoutsConfig, *, sent: bool) -> Refusal:
     """The caller stopped in the middle of the request's body."""
     return Refusal.of(
         Reason.BAD_REQUEST,
-        f"the request's body stopped for {timeouts.stall:g} s before its end",
+        f"the request's body stopped for {timeouts.stall:g} s before its end; {_of_a_part(sent)}",
         "send the body without such pauses, or raise upstream.timeouts.stall of the route",
     )
 
 
-def body_malformed(error: Exception) -> Refusal:
+def body_malformed(error: Exception, *, sent: bool) -> Refusal:
     """The request's chunks make no sense."""
-    return Refusal.of(Reason.BAD_REQUEST, f"the request's body is malformed: {error}")
+    return Refusal.of(Reason.BAD_REQUEST, f"the request's body is malformed: {error}; {_of_a_part(sent)}")
+
+
+def _of_a_part(sent: bool) -> str:
+    if not sent:
+        return _NOT_SENT.lower()
+    return f"its beginning had been sent: {_MAY_BE}"
 
 
 def upstream_silent(timeouts: TimeoutsConfig) -> Refusal:
@@ -59,8 +85,14 @@ def _timed_out(what: str) -> Refusal:
     )
 
 
-def upstream_closed() -> Refusal:
-    """The connection ended between the request and its answer."""
+def upstream_closed(*, sent: bool) -> Refusal:
+    """The connection ended between the request and its answer, or just before the request."""
+    if not sent:
+        return Refusal.of(
+            Reason.UPSTREAM_CLOSED,
+            f"the upstream closed the connection as soon as it stood; {_NOT_SENT.lower()}",
+            "look into the upstream's log; the request can safely be sent again",
+        )
     return Refusal.of(
         Reason.UPSTREAM_CLOSED,
         "the upstream closed the connection after the request was sent and before any answer; it may have "
@@ -78,8 +110,10 @@ def bad_answer(error: Exception) -> Refusal:
     )
 
 
-def internal() -> Refusal:
+def internal(*, sent: bool) -> Refusal:
     """Our own fault."""
     return Refusal.of(
-        Reason.INTERNAL, "an error of sidecert's own; the log has the details", "report it, with the log"
+        Reason.INTERNAL,
+        f"an error of sidecert's own; the log has the details; {_MAY_BE if sent else _NOT_SENT.lower()}",
+        "report it, with the log",
     )

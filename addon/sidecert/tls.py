@@ -189,10 +189,16 @@ class TlsStream:
             pass  # it was not established, or has failed: there is nobody to say goodbye to
         return self.take_output()
 
-    def note_acceptable_cas(self) -> None:
-        """Put the names of the CAs that the upstream listed into `seen`."""
+    def note_acceptable_cas(self, credential: Credential | None) -> None:
+        """Put the names of the CAs that the upstream listed into `seen`, and whether `credential`'s chain
+        leads to one of them."""
         names = self._connection.get_client_ca_list()
         self.seen.acceptable_cas = tuple(_render_name(name.get_components()) for name in names)
+        if names and credential is not None:
+            ours = (credential.certificate, *credential.chain)
+            # OpenSSL's comparison: the same name may be encoded in several ways.
+            issuers = [crypto.X509.from_cryptography(each).get_issuer() for each in ours]
+            self.seen.chains_to = tuple(_render_name(n.get_components()) for n in names if n in issuers)
 
     @property
     def cipher(self) -> str | None:

@@ -213,13 +213,18 @@ class UpstreamConnection(asyncio.Protocol):
         """Decide the outcome, once, and count it."""
         if self.outcome is None:
             self.outcome = outcome = decide(self.seen)
-            seconds = (self._established or self._loop.time()) - self._started
+            seconds = self._loop.time() - self._started
             self._stats.handshake(self.upstream.route.credential_id, outcome, seconds)
             if self.seen.stage >= Stage.FINISHED_SENT:
                 self._stats.cert_requested(self.seen.certificate_requested)
             if outcome is not Outcome.OK and self.seen.certificate_requested:
-                self._tls.note_acceptable_cas()
+                self._tls.note_acceptable_cas(self.upstream.route.credential)
         return self.outcome
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing goes out on it any more."""
+        return self._state is _State.ENDED
 
     def peer(self) -> Peer:
         """What there is to tell about an open connection."""

@@ -36,10 +36,19 @@ def test_all_is_told_in_the_order_of_the_wire() -> None:
         "TLSv1.3 was agreed on",
         "the upstream asked for a client certificate, we have CN=alice for it",
         "the CAs that the upstream accepts: CN=root",
+        "of these, our certificate chains to none",
         "alert unknown_ca (48) after the handshake",
         "the upstream closed the connection after the handshake",
         "bytes of the request had been sent by then",
     )
+
+
+def test_accepted_ca_that_our_certificate_chains_to_is_named() -> None:
+    """And nothing is said of it where we have no certificate."""
+    seen = tls13(acceptable_cas=("CN=root", "CN=other"), chains_to=("CN=other",))
+    assert "of these, our certificate chains to CN=other" in evidence(seen, ALICE)
+    seen.certificate_sent = False
+    assert not any("chains to" in line for line in evidence(seen, None))
 
 
 def test_every_alert_has_a_number_and_the_known_ones_a_name() -> None:

@@ -72,6 +72,7 @@ class FakeConnection:
         self.heard = False
         self.trailers: list[tuple[bytes, bytes]] = []
         self.sent = b""
+        self.ended = False
 
     def begin(self, exchange: Any, method: bytes, data: bytes, upgrade: bytes | None) -> None:
         self.sent += data

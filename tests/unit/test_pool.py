@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ class FakeConnection:
 
     made: ClassVar[list[FakeConnection]] = []
     failing = False
+    next_seen = Observation()
 
     def __init__(self, upstream: Any, stats: Any, on_end: Callable[[Any], None]) -> None:
         self.upstream = upstream
@@ -32,6 +34,7 @@ class FakeConnection:
         self.reusable = True
         self.alive = True
         self.ended = False
+        self.seen = self.next_seen
         self.made.append(self)
 
     async def open(self) -> None:
@@ -51,7 +54,7 @@ class FakeConnection:
     close = leave = end
 
 
-A, B = SimpleNamespace(host="a"), SimpleNamespace(host="b")
+A, B = SimpleNamespace(host="a", label="a:1"), SimpleNamespace(host="b", label="b:1")
 
 
 def make_pool(
@@ -365,3 +368,32 @@ def test_abort_ends_everything(play: Play) -> None:
         assert numbers(pool) == (0, 0)
 
     play(main)
+
+
+def test_upstream_that_asks_for_no_certificate_is_told_once_per_generation(
+    play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the route has a credential, and however many connections are opened."""
+    told = caplog.records
+
+    async def main() -> None:
+        pool = make_pool()
+        pool.route.credential_id = "alice"
+        for sent, requested, records in (
+            (False, False, 0),
+            (True, True, 0),
+            (True, False, 1),
+            (True, False, 1),
+        ):
+            seen = Observation(certificate_sent=sent, certificate_requested=requested)
+            monkeypatch.setattr(FakeConnection, "next_seen", seen)
+            await pool.open(A)
+            assert len(told) == records
+        pool.route = copy.copy(pool.route)
+        await pool.open(A)
+        assert len(told) == 2
+
+    play(main)
+    assert {(record.event, record.route, record.credential) for record in told} == {  # type: ignore[attr-defined]
+        ("certificate_not_requested", "orders", "alice")
+    }

@@ -17,8 +17,17 @@ FAILED = [outcome for outcome in Outcome if outcome is not Outcome.OK]
 MAY_HAVE_BEEN_PROCESSED = {
     "silent": refusals.upstream_silent(TIMEOUTS),
     "stuck": refusals.upstream_stuck(TIMEOUTS),
-    "closed": refusals.upstream_closed(),
+    "closed": refusals.upstream_closed(sent=True),
     "malformed": refusals.bad_answer(BadAnswer("it has two lengths")),
+    "body stalled": refusals.body_stalled(TIMEOUTS, sent=True),
+    "body malformed": refusals.body_malformed(ValueError("a chunk has no length"), sent=True),
+    "internal": refusals.internal(sent=True),
+}
+NOT_SENT = {
+    "closed": refusals.upstream_closed(sent=False),
+    "body stalled": refusals.body_stalled(TIMEOUTS, sent=False),
+    "body malformed": refusals.body_malformed(ValueError("a chunk has no length"), sent=False),
+    "internal": refusals.internal(sent=False),
 }
 
 
@@ -51,22 +60,47 @@ def test_failed_handshake_never_suggests_that_the_request_was_processed(outcome:
     """There was no connection for it."""
     refusal = refusals.handshake_failed(Observation(timeout=5.0), outcome, upstream())
     assert "processed" not in words(refusal)
+    assert "No byte of the request was sent." in refusal.detail
     assert "bytes of the request" not in words(refusal)
 
 
-def test_failed_handshake_tells_of_bytes_that_had_left_before_the_verdict() -> None:
-    """A TLS 1.3 upstream without tickets: the request may be on its way when the refusal comes."""
-    seen = Observation(
+def late(alert: int | None) -> Observation:
+    """A TLS 1.3 upstream without tickets: the request is on its way when the end comes."""
+    return Observation(
         stage=Stage.FINISHED_SENT,
         ending=Ending.EOF,
         tls_version="TLSv1.3",
         certificate_requested=True,
         certificate_sent=True,
-        alert_received=48,
+        alert_received=alert,
         request_sent=True,
     )
-    refusal = refusals.handshake_failed(seen, Outcome.CLIENT_CERT_UNKNOWN_CA, upstream())
+
+
+def test_refusal_by_an_alert_excludes_that_bytes_which_had_left_were_processed() -> None:
+    """The upstream had not accepted the certificate when they came."""
+    refusal = refusals.handshake_failed(late(48), Outcome.CLIENT_CERT_UNKNOWN_CA, upstream())
     assert "bytes of the request had been sent by then" in refusal.evidence
+    assert "were not processed" in refusal.detail
+
+
+@pytest.mark.parametrize(
+    ("alert", "outcome"),
+    [(None, Outcome.CLIENT_CERT_REJECTED), (80, Outcome.TLS_ERROR), (None, Outcome.UNDECIDED)],
+)
+def test_end_without_a_sure_refusal_may_follow_the_processing(alert: int | None, outcome: Outcome) -> None:
+    """A close with no alert, an error of the upstream's own: it had the request by then."""
+    refusal = refusals.handshake_failed(late(alert), outcome, upstream())
+    assert "the request may have been processed" in refusal.detail
+
+
+def test_failure_of_a_second_attempt_tells_of_the_first() -> None:
+    """A GET went out on an idle connection that ended, and no new one could be opened."""
+    refusal = refusals.handshake_failed(
+        Observation(timeout=5.0), Outcome.CONNECT_REFUSED, upstream(), sent_before=True
+    )
+    assert "the request may have been processed" in refusal.detail
+    assert "No byte" not in refusal.detail
 
 
 def test_failed_handshake_names_upstream_credential_and_certificate() -> None:
@@ -93,6 +127,13 @@ def test_end_after_the_request_was_sent_says_that_it_may_have_been_processed(nam
     assert "may have processed" in said or "may have been processed" in said
 
 
+@pytest.mark.parametrize("name", NOT_SENT)
+def test_end_before_the_request_was_sent_says_so(name: str) -> None:
+    """Such a call can be repeated without a thought."""
+    assert "no byte of the request was sent" in NOT_SENT[name].detail
+    assert "processed" not in words(NOT_SENT[name])
+
+
 @pytest.mark.parametrize(
     ("refusal", "reason"),
     [
@@ -100,9 +141,9 @@ def test_end_after_the_request_was_sent_says_that_it_may_have_been_processed(nam
         (MAY_HAVE_BEEN_PROCESSED["stuck"], Reason.RESPONSE_TIMEOUT),
         (MAY_HAVE_BEEN_PROCESSED["closed"], Reason.UPSTREAM_CLOSED),
         (MAY_HAVE_BEEN_PROCESSED["malformed"], Reason.UPSTREAM_BAD_ANSWER),
-        (refusals.body_stalled(TIMEOUTS), Reason.BAD_REQUEST),
-        (refusals.body_malformed(ValueError("a chunk has no length")), Reason.BAD_REQUEST),
-        (refusals.internal(), Reason.INTERNAL),
+        (MAY_HAVE_BEEN_PROCESSED["body stalled"], Reason.BAD_REQUEST),
+        (MAY_HAVE_BEEN_PROCESSED["body malformed"], Reason.BAD_REQUEST),
+        (MAY_HAVE_BEEN_PROCESSED["internal"], Reason.INTERNAL),
     ],
     ids=["silent", "stuck", "closed", "malformed", "body stalled", "body malformed", "internal"],
 )
@@ -116,10 +157,10 @@ def test_limit_that_passed_is_named_with_its_seconds() -> None:
     """`response` for an upstream that is silent, `stall` for a body that stops on either side."""
     assert "within 7 s" in MAY_HAVE_BEEN_PROCESSED["silent"].detail
     assert "for 2.5 s" in MAY_HAVE_BEEN_PROCESSED["stuck"].detail
-    assert "for 2.5 s" in refusals.body_stalled(TIMEOUTS).detail
+    assert "for 2.5 s" in MAY_HAVE_BEEN_PROCESSED["body stalled"].detail
 
 
 def test_cause_is_passed_on_in_its_own_words() -> None:
     """What the parser found, on either side."""
     assert "it has two lengths" in MAY_HAVE_BEEN_PROCESSED["malformed"].detail
-    assert "a chunk has no length" in refusals.body_malformed(ValueError("a chunk has no length")).detail
+    assert "a chunk has no length" in MAY_HAVE_BEEN_PROCESSED["body malformed"].detail
