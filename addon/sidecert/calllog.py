@@ -8,8 +8,11 @@ import os
 from typing import Any
 
 from sidecert.errors import Refusal
+from sidecert.explain_http import explain_answer
 from sidecert.generation import Upstream
 from sidecert.http1 import RequestHead
+from sidecert.http_verdict import Signature, StartOfAnswer
+from sidecert.outcome import Observation
 
 _LOG = logging.getLogger("sidecert.calls")
 _ACCESS = logging.getLogger("sidecert.access")
@@ -41,6 +44,45 @@ def refused(refusal: Refusal, request_id: str, listener: str, upstream: Upstream
             "cause": refusal.detail,
             "evidence": list(refusal.evidence),
             "remedy": refusal.remedy,
+        },
+    )
+
+
+def rejected(
+    signature: Signature,
+    answer: StartOfAnswer,
+    seen: Observation,
+    request_id: str,
+    upstream: Upstream,
+    *,
+    first: bool,
+) -> None:
+    """An answer of the upstream that refuses the client certificate, and is passed on as it is.
+
+    Loud only where it is the `first` of its kind on the route: a caller may go on to call for hours.
+    """
+    credential = upstream.route.credential
+    verdict = explain_answer(
+        signature,
+        seen,
+        status=answer.status,
+        server=answer.server,
+        upstream=upstream.label,
+        credential=upstream.route.credential_id,
+        certificate=None if credential is None else credential.subject,
+    )
+    _LOG.log(
+        logging.WARNING if first else logging.INFO,
+        verdict.title,
+        extra={
+            "event": "http_cert_rejection",
+            "request_id": request_id,
+            "signature": signature.value,
+            "status": answer.status,
+            **_place(upstream),
+            "cause": verdict.cause,
+            "evidence": list(verdict.evidence),
+            "remedy": verdict.remedy,
         },
     )
 

@@ -25,6 +25,7 @@ from sidecert.http1 import (
     last_chunk,
     upstream_head,
 )
+from sidecert.http_verdict import STATUSES, StartOfAnswer
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
@@ -74,6 +75,7 @@ class Exchange:
         "_pool",
         "_retried",
         "_reused",
+        "_start_of_answer",
         "_started",
         "_status",
         "_tunnel",
@@ -104,6 +106,8 @@ class Exchange:
         self._keep_alive = False
         self._reused = False
         self._retried = False
+        self._start_of_answer: StartOfAnswer | None = None
+        """Of an answer that may turn out to refuse the certificate."""
         self._tunnel = False
         self._upstream_stuck = False
         self._ended = False
@@ -272,6 +276,9 @@ class Exchange:
             rewrite(head, self.head, self.upstream.own_origins)
         data = downstream_head(head, caller_minor=self.head.minor, keep_alive=self._keep_alive, body=framing)
         self._answer_begun = True
+        if head.status in STATUSES:
+            self._start_of_answer = StartOfAnswer(head.status, head.headers)
+            self._look_at_answer(self._start_of_answer, piece, done)
         self._caller.write(data + self._frame_answer(piece, done))
         if done:
             self._answered()
@@ -285,6 +292,8 @@ class Exchange:
     def take_piece(self, piece: bytes, done: bool) -> None:
         """More of the answer's body."""
         try:
+            if self._start_of_answer is not None:
+                self._look_at_answer(self._start_of_answer, piece, done)
             framed = self._frame_answer(piece, done)
             if framed:
                 self._caller.write(framed)
@@ -294,6 +303,19 @@ class Exchange:
                 self._caller.set_deadline(self._route_timeouts().stall)
         except Exception as exc:
             self.fault(exc)
+
+    def _look_at_answer(self, start: StartOfAnswer, piece: bytes, done: bool) -> None:
+        """Count and log an answer that refuses the client certificate; it is passed on as it is."""
+        if not start.add(piece, done):
+            return
+        self._start_of_answer = None
+        signature = start.recognise()
+        if signature is not None:
+            assert self._connection is not None
+            assert self._pool is not None
+            first = self._pool.stats.http_cert_rejection(signature) == 1
+            seen, upstream = self._connection.seen, self._connection.upstream
+            calllog.rejected(signature, start, seen, self.name_request(), upstream, first=first)
 
     def _frame_answer(self, piece: bytes, done: bool) -> bytes:
         if self._answer_framing != CHUNKED:

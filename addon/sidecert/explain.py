@@ -20,7 +20,8 @@ _NOT_YET_VALID, _SELF_SIGNED_LEAF, _REVOKED, _WRONG_PURPOSE = 9, 18, 23, 26
 _TOO_WEAK = (66, 67, 68)
 
 _REFUSED = "The upstream refused the client certificate"
-_MAPPING = "in webMethods Integration Cloud: Settings > Client Certificate, where it is mapped to a user"
+MAPPING = "in webMethods Integration Cloud: Settings > Client Certificate, where it is mapped to a user"
+"""Where an upstream's administrators find the client certificates that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,13 @@ def _required(case: _Case) -> _Words:
 
 def _unknown_ca(case: _Case) -> _Words:
     remedy = (
-        f"Have the CA of that certificate added to those that {case.upstream} trusts ({_MAPPING}), and put "
+        f"Have the CA of that certificate added to those that {case.upstream} trusts ({MAPPING}), and put "
         f"all its intermediates behind it in the file of `credentials.{case.credential}`."
     )
     if case.seen.acceptable_cas:
         remedy = (
             f"Use a certificate from one of the CAs that {case.upstream} lists, or have its own CA "
-            f"added there ({_MAPPING})."
+            f"added there ({MAPPING})."
         )
     cause = f"{case.upstream} does not know the CA that issued {case.sent}, or an intermediate is missing."
     return _REFUSED, cause, remedy
@@ -168,7 +169,7 @@ def _rejected(case: _Case) -> _Words:
         title,
         f"{case.upstream} {'refused' if is_certain(seen) else 'most likely refused'} {case.sent}. {reason}",
         f"Ask those who run {case.upstream} what its log says at this time, and whether this certificate is "
-        f"known there ({_MAPPING}).{listed}",
+        f"known there ({MAPPING}).{listed}",
     )
 
 

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from sidecert.errors import Reason
+from sidecert.http_verdict import Signature
 from sidecert.metrics import NO_CREDENTIAL, OPENMETRICS, TEXT, ZEROED_ROUTES, Metrics
 from sidecert.metrics.stats import BUCKETS, RouteStats
 from sidecert.outcome import Outcome
@@ -87,7 +88,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_page_has_each_name_type_and_label_of_the_interface(metrics: Metrics) -> None:
     """Nothing is missing, nothing is named otherwise, and nothing else says sidecert_."""
-    metrics.route("orders").http_cert_rejection("nginx_400")
+    metrics.route("orders").http_cert_rejection(Signature.NGINX_400)
     found = families(metrics)
     assert {name for name in found if name.startswith("sidecert_")} == TABLE.keys()
     for name, (kind, labels) in TABLE.items():
@@ -104,6 +105,17 @@ def test_every_outcome_is_there_at_zero_for_every_route(metrics: Metrics) -> Non
     found = {(s.labels["route"], s.labels["credential"], s.labels["outcome"]): s.value for s in samples}
     pairs = (("orders", "alice"), ("open", "none"))
     assert found == {(route, credential, str(o)): 0 for (route, credential) in pairs for o in Outcome}
+
+
+def test_every_signature_is_there_at_zero_for_every_route(metrics: Metrics) -> None:
+    """As with outcomes; what is counted comes back with how many of it there were on the route."""
+    stats = metrics.route("orders")
+    assert [stats.http_cert_rejection(Signature.NGINX_400) for _ in range(2)] == [1, 2]
+    assert metrics.route("open").http_cert_rejection(Signature.NGINX_400) == 1
+    samples = families(metrics)["sidecert_http_cert_rejections_total"].samples
+    found = {(s.labels["route"], s.labels["signature"]): s.value for s in samples}
+    expected = {(route, str(signature)): 0 for route in ("orders", "open") for signature in Signature}
+    assert found == expected | {("orders", "nginx_400"): 2, ("open", "nginx_400"): 1}
 
 
 def test_process_and_platform_metrics_are_there(metrics: Metrics) -> None:
@@ -285,6 +297,10 @@ def test_routes_beyond_two_hundred_appear_with_their_first_use(metrics: Metrics)
     found = families(metrics)
     shown = {sample.labels["route"] for sample in found["sidecert_requests_total"].samples}
     assert shown == {f"r{n}" for n in range(ZEROED_ROUTES)} | {"r298", "r299"}
+    metrics.route("r299").http_cert_rejection(Signature.IIS_403_7)
+    samples = families(metrics)["sidecert_http_cert_rejections_total"].samples
+    rejections = [s for s in samples if s.labels["route"] in ("r298", "r299")]
+    assert [(s.labels["signature"], s.value) for s in rejections] == [("iis_403_7", 1)]
     handshakes = [s for s in found["sidecert_handshakes_total"].samples if s.labels["route"] == "r299"]
     assert [(s.labels["outcome"], s.value) for s in handshakes] == [("ok", 1)]
     assert value(metrics, "sidecert_route_insecure", route="r250") == 1
@@ -346,7 +362,7 @@ def test_openmetrics_page_is_read_by_a_strict_parser(metrics: Metrics) -> None:
     stats = metrics.route("orders")
     stats.request(200, True, 0.1)
     stats.handshake("alice", Outcome.OK, 0.1)
-    stats.http_cert_rejection("nginx_400")
+    stats.http_cert_rejection(Signature.NGINX_400)
     page = metrics.render("application/openmetrics-text")[0].decode()
     found = {family.name: family for family in parse_openmetrics(page)}
     assert {name.removesuffix("_total") for name in TABLE} <= found.keys()
@@ -370,7 +386,7 @@ def test_pieces_are_short_and_may_see_changes_in_between(metrics: Metrics) -> No
         page.append(piece)
         stats = metrics.route(f"r{number}")
         stats.handshake(f"new{number}", Outcome.OK, 0.1)
-        stats.http_cert_rejection(f"signature{number}")
+        stats.http_cert_rejection(Signature.NGINX_400)
         if number == 20:
             configure(metrics)
     assert max(piece.count(b"\n") for piece in page) < 300

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
+from sidecert.http_verdict import Signature
 from sidecert.metrics.stats import BUCKETS, CODES, Histogram, RouteStats
 from sidecert.outcome import Outcome
 
@@ -36,7 +37,7 @@ class CredentialLabels(NamedTuple):
 
 
 class ShownRoute(NamedTuple):
-    """A route that has series. Where `zeroed` is false, outcomes that never came have none."""
+    """A route that has series. Where `zeroed` is false, outcomes and signatures that never came have none."""
 
     route: str
     stats: RouteStats
@@ -127,8 +128,11 @@ def _cert_requests(name: str, label: str, route: ShownRoute) -> Iterator[str]:
 
 
 def _http_rejections(name: str, label: str, route: ShownRoute) -> Iterator[str]:
-    for signature, count in list(route.stats.http_rejections.items()):
-        yield f"{name}{{{label},{_label('signature', signature)}}} {count}\n"
+    counts = route.stats.http_rejections
+    for signature in Signature:
+        count = counts.get(signature, 0)
+        if count or route.zeroed:
+            yield f'{name}{{{label},signature="{signature}"}} {count}\n'
 
 
 def _requests(name: str, label: str, route: ShownRoute) -> Iterator[str]:

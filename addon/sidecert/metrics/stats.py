@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from sidecert.http_verdict import Signature
 from sidecert.outcome import Outcome
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -67,7 +68,8 @@ class RouteStats:
         self.handshake_durations = Histogram()
         self.cert_requests = [0, 0]
         """Handshakes in which the upstream did not ask for a certificate, and in which it did."""
-        self.http_rejections: dict[str, int] = {}
+        self.http_rejections: dict[Signature, int] = {}
+        """The signatures that have come."""
 
     def request(self, status: int, from_upstream: bool, seconds: float) -> None:
         """Count a call that was answered with `status`, by the upstream or by sidecert, after `seconds`."""
@@ -88,9 +90,10 @@ class RouteStats:
         """Count a handshake by whether the upstream asked for a certificate."""
         self.cert_requests[requested] += 1
 
-    def http_cert_rejection(self, signature: str) -> None:
-        """Count an HTTP answer that refuses the certificate; `signature` is of a closed list."""
-        self.http_rejections[signature] = self.http_rejections.get(signature, 0) + 1
+    def http_cert_rejection(self, signature: Signature) -> int:
+        """Count an HTTP answer that refuses the certificate; gives back how many of it there were."""
+        count = self.http_rejections[signature] = self.http_rejections.get(signature, 0) + 1
+        return count
 
     def outcomes(self) -> dict[Outcome, int]:
         """Attempts per outcome, whatever the credential; outcomes that never came are left out."""

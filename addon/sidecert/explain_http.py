@@ -1,0 +1,177 @@
+"""An answer that refuses the client certificate, in words: as `explain` does it for a failed handshake.
+
+Pure. A new `Signature` needs an entry in `_WORDS`; a test notices when it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecert.evidence import clean, evidence
+from sidecert.explain import MAPPING
+from sidecert.http_verdict import Signature
+from sidecert.outcome import Observation
+
+_Words = tuple[str, str, str]  # what the answer says, cause, remedy
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerVerdict:
+    """What an answer that refuses the certificate means. None of it holds a byte of a request."""
+
+    signature: Signature
+    title: str
+    cause: str
+    evidence: tuple[str, ...]
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    seen: Observation
+    upstream: str
+    credential: str
+    certificate: str | None
+
+    @property
+    def sent(self) -> str:
+        return f"the certificate of the credential {self.credential} ({self.certificate})"
+
+    @property
+    def ask(self) -> str:
+        return f"Ask those who run {self.upstream} what its log says at this time"
+
+    @property
+    def try_it(self) -> str:
+        """A command that makes such a call without sidecert."""
+        return f"curl -v --cert CRT --key KEY https://{self.upstream}/"
+
+
+def explain_answer(
+    signature: Signature,
+    seen: Observation,
+    *,
+    status: int,
+    server: str,
+    upstream: str,
+    credential: str,
+    certificate: str | None,
+) -> AnswerVerdict:
+    """The verdict on an answer with `status` from `upstream`, over the connection that `seen` describes.
+
+    `server` is its Server header; `credential` an id or `none`; `certificate` the subject of its certificate.
+    """
+    case = _Case(seen, upstream, credential, certificate)
+    said, cause, remedy = _WORDS[signature](case)
+    if certificate is None:  # without a certificate nothing of it can be wrong
+        _, cause, remedy = _none_came(said)(case)
+    by = f" (Server: {clean(server)})" if server else ""
+    seen_by_us = (*evidence(seen, certificate), f"the upstream answered {status}{by}: {said}")
+    return AnswerVerdict(
+        signature, "The upstream's answer refuses the client certificate", cause, seen_by_us, remedy
+    )
+
+
+def _none_came(said: str) -> Callable[[_Case], _Words]:
+    def words(case: _Case) -> _Words:
+        cause = f"{case.upstream} wants a client certificate for this call and has seen none."
+        if case.certificate is None:
+            return (
+                said,
+                f"{cause} The route sends none: its credential is `none`.",
+                f"Set `credential` of the route to one that {case.upstream} accepts.",
+            )
+        if not case.seen.certificate_requested:
+            return (
+                said,
+                f"{cause} It did not ask for one in the handshake, so that {case.sent} was not sent.",
+                f"Check `upstream.port`, `upstream.server_name` and `upstream.host_header` of the route: "
+                "many upstreams ask for certificates under one name or port only. If they are right, "
+                f"something before it ends TLS and does not ask: compare `{case.try_it}`, then ask those who run it.",
+            )
+        return (
+            said,
+            f"{cause} It did ask in the handshake, where we have {case.sent} for it: its key may be of a "
+            "kind that the upstream takes no signature of, or something in front of the upstream ends TLS "
+            "and does not pass the certificate on.",
+            f"See whether it is refused without sidecert too: `{case.try_it}`; then ask those who run "
+            f"{case.upstream}, and any load balancer or CDN in front of it.",
+        )
+
+    return words
+
+
+def _refused(said: str, why: str = "") -> Callable[[_Case], _Words]:
+    why = why or (
+        "It does not tell callers why: its CA is not known there, an intermediate is missing, or it "
+        "is expired, revoked or not meant for callers (extendedKeyUsage clientAuth)."
+    )
+
+    def words(case: _Case) -> _Words:
+        return (
+            said,
+            f"{case.upstream} let the handshake pass and then refused {case.sent}. {why}",
+            f"{case.ask}, and whether this certificate and its CA are known there ({MAPPING}). "
+            "Who issued it, for what and until when: "
+            "`openssl x509 -in CRT -noout -subject -issuer -dates -ext extendedKeyUsage`.",
+        )
+
+    return words
+
+
+def _expired(said: str) -> Callable[[_Case], _Words]:
+    def words(case: _Case) -> _Words:
+        return (
+            said,
+            f"{case.upstream} finds {case.sent} expired or not yet valid, or its clock is wrong.",
+            f"Put the renewed certificate into the files of `credentials.{case.credential}` and reload.",
+        )
+
+    return words
+
+
+def _not_mapped(said: str) -> Callable[[_Case], _Words]:
+    def words(case: _Case) -> _Words:
+        return (
+            said,
+            f"{case.upstream} knows {case.sent}, but the account that it is mapped to there has no access.",
+            f"Those who run {case.upstream} must map it to an account that may make this call, or give that "
+            "account access (in IIS: iisClientCertificateMappingAuthentication).",
+        )
+
+    return words
+
+
+def _after_the_handshake(case: _Case) -> _Words:
+    return (
+        "Reason: Cannot perform Post-Handshake Authentication.",
+        f"{case.upstream} asks for a client certificate for some paths only, after the handshake, and could "
+        f"not do so on this connection, so that {case.sent} was not sent.",
+        "Set `upstream.tls: {max: 1.2}` of the route, where it can be asked for by renegotiation; or have "
+        "`SSLVerifyClient` moved out of `<Location>` into the virtual host there.",
+    )
+
+
+_WORDS: dict[Signature, Callable[[_Case], _Words]] = {
+    Signature.NGINX_400: _refused("The SSL certificate error"),
+    Signature.NGINX_400_REQUIRED: _none_came("No required SSL certificate was sent"),
+    Signature.IIS_403_7: _none_came("403.7 - Forbidden: SSL client certificate is required."),
+    Signature.IIS_403_12: _not_mapped("403.12 - Forbidden: Mapper denied access."),
+    Signature.IIS_403_13: _refused(
+        "403.13 - Forbidden: Client certificate has been revoked on the Web server.",
+        "It is revoked, or the upstream could not reach the list or service of its CA that would tell.",
+    ),
+    Signature.IIS_403_16: _refused(
+        "403.16 - Forbidden: Client certificate is ill-formed or is not trusted by the Web server.",
+        "The CA that issued it is not among the trusted roots there, an intermediate is missing, or those "
+        "trusted roots hold a certificate that is no root (then Windows trusts no caller at all).",
+    ),
+    Signature.IIS_403_17: _expired("403.17 - Forbidden: Client certificate has expired or is not yet valid."),
+    Signature.APACHE_403: _after_the_handshake,
+    Signature.KONG_401: _refused("TLS certificate failed verification"),
+    Signature.KONG_401_REQUIRED: _none_came("No required TLS certificate was sent"),
+    Signature.TOMCAT_REQUIRED: _none_came("No client certificate chain in this request"),
+    Signature.HTTP_495: _refused("status 495, in nginx's numbers an SSL certificate error"),
+    Signature.HTTP_496: _none_came("status 496, in nginx's numbers no SSL certificate"),
+}
