@@ -88,7 +88,8 @@ def _none_came(said: str) -> Callable[[_Case], _Words]:
                 f"{cause} It did not ask for one in the handshake, so that {case.sent} was not sent.",
                 f"Check `upstream.port`, `upstream.server_name` and `upstream.host_header` of the route: "
                 "many upstreams ask for certificates under one name or port only. If they are right, "
-                f"something before it ends TLS and does not ask: compare `{case.try_it}`, then ask those who run it.",
+                "something in front of the upstream ends TLS and does not ask: compare "
+                f"`{case.try_it}`, then ask those who run it.",
             )
         return (
             said,
