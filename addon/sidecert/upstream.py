@@ -484,6 +484,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _tell_end(self, exchange: AnswerTaker | None, ending: Ending, cause: Exception | None) -> None:
         if exchange is not None:
             if ending is Ending.CLOSE_NOTIFY and (self._tunnel or isinstance(self._reader, CloseBody)):
+                self.trailers = []  # those of the answer before
                 exchange.take_piece(b"", True)
             else:
                 exchange.upstream_ended(cause)
