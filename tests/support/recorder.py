@@ -89,6 +89,18 @@ class Exchange:
         elif length := self.seen.header("Content-Length"):
             yield from self._exactly(int(length))
 
+    def read_raw_body(self) -> bytes:
+        """The body to its end, byte for byte as it came, with chunk sizes and trailers; small ones only."""
+        self._read = True
+        if (self.seen.header("Transfer-Encoding") or "").lower() != "chunked":
+            return b"".join(self._exactly(int(self.seen.header("Content-Length") or 0)))
+        lines = [self._line()]
+        while size := int(lines[-1].partition(b";")[0], 16):
+            lines += [*self._exactly(size + 2), self._line()]
+        while lines[-1] != b"\r\n":
+            lines.append(self._line())
+        return b"".join(lines)
+
     def send(self, data: bytes) -> None:
         self.wire.sendall(data)
 
