@@ -6,11 +6,7 @@ import pytest
 
 from sidecert.errors import BadAnswer
 from sidecert.http1 import CHUNKED, UNTIL_CLOSE, ResponseHead, ResponseParser, downstream_head
-
-
-def head_bytes(first: str | bytes, *lines: str | bytes) -> bytes:
-    parts = [part if isinstance(part, bytes) else part.encode("latin-1") for part in (first, *lines)]
-    return b"\r\n".join(parts) + b"\r\n\r\n"
+from support.malformed import BAD_HEADS, head_bytes
 
 
 def parse(
@@ -29,66 +25,7 @@ def sent(
     return raw[:-4].split(b"\r\n")
 
 
-BAD = [
-    ("HTTP/1.2 200 OK", [], "status line"),
-    ("HTTP/2.0 200 OK", [], "status line"),
-    ("HTTP/0.9 200 OK", [], "status line"),
-    ("ICY 200 OK", [], "status line"),
-    ("http/1.1 200 OK", [], "status line"),
-    ("HTTP/1.1", [], "status line"),
-    ("HTTP/1.1  200 OK", [], "status line"),
-    ("HTTP/1.1 20 OK", [], "status line"),
-    ("HTTP/1.1 2000 OK", [], "status line"),
-    ("HTTP/1.1 abc OK", [], "status line"),
-    ("HTTP/1.1 200OK", [], "status line"),
-    ("HTTP/1.1 000 Nothing", [], "status 0 "),
-    ("HTTP/1.1 099 Nothing", [], "status 99 "),
-    ("HTTP/1.1 600 Nothing", [], "status 600 "),
-    ("HTTP/1.1 999 Nothing", [], "status 999 "),
-    ("<html>", ["A: b"], "status line"),
-    ("\r\nHTTP/1.1 200 OK", [], "status line"),
-    ("HTTP/1.0 100 Continue", [], "interim one (100)"),
-    ("HTTP/1.0 103 Early Hints", [], "interim one (103)"),
-    ("HTTP/1.1 101 Switching Protocols", ["Connection: upgrade", "Upgrade: websocket"], "did not ask"),
-    ("HTTP/1.1 101 Switching Protocols", [], "did not ask"),
-    ("HTTP/1.1 100 Continue", ["Content-Length: 5"], "interim answer (100) announces a body"),
-    ("HTTP/1.1 103 Early Hints", ["Transfer-Encoding: chunked"], "interim answer (103) announces a body"),
-    ("HTTP/1.1 200 OK", ["Content-Length: 5", "Transfer-Encoding: chunked"], "Both Content-Length"),
-    ("HTTP/1.1 200 OK", ["Transfer-Encoding: chunked", "Content-Length: 5"], "Both Content-Length"),
-    ("HTTP/1.1 200 OK", ["Content-Length: 5", "Content-Length: 5"], "more than one Content-Length"),
-    ("HTTP/1.1 200 OK", ["Content-Length: 5, 5"], "plain decimal"),
-    ("HTTP/1.1 200 OK", ["Content-Length: -1"], "plain decimal"),
-    ("HTTP/1.1 200 OK", ["Content-Length:"], "plain decimal"),
-    ("HTTP/1.1 200 OK", ["Content-Length: " + "9" * 19], "plain decimal"),
-    *(
-        ("HTTP/1.1 200 OK", [f"Transfer-Encoding: {coding}"], "not exactly `chunked`")
-        for coding in (
-            "gzip",
-            "identity",
-            "gzip, chunked",
-            "chunked, gzip",
-            ", chunked",
-            "chunked;q=1",
-            "xchunked",
-        )
-    ),
-    ("HTTP/1.1 200 OK", ["Transfer-Encoding: chunked"] * 2, "not exactly `chunked`"),
-    ("HTTP/1.1 204 No Content", ["Transfer-Encoding: gzip"], "not exactly `chunked`"),
-    ("HTTP/1.0 200 OK", ["Transfer-Encoding: chunked"], "HTTP/1.0 has no Transfer-Encoding"),
-    ("HTTP/1.1 200 OK", ["A : b"], "blank before its colon"),
-    ("HTTP/1.1 200 OK", ["A: b", " folded"], "Header line 2 begins with a blank"),
-    ("HTTP/1.1 200 OK", ["nothing"], "has no colon"),
-    ("HTTP/1.1 200 OK", [": b"], "has no name"),
-    ("HTTP/1.1 200 OK", [b"A: b\x00c"], "control character"),
-    ("HTTP/1.1 200 OK", [b"A: b\nC: d"], "bare LF"),
-    (b"HTTP/1.1 200 OK\nA: b", [], "bare LF"),
-    (b"HTTP/1.1 200 O\rK", [], "bare CR"),
-    ("HTTP/1.1 200 OK", ["A: b"] * 201, "more than 200 headers"),
-    ("HTTP/1.1 200 OK", ["A: " + "b" * 256 * 1024], "larger than 262144 bytes"),
-]
-
-
-@pytest.mark.parametrize(("first", "lines", "words"), BAD)
+@pytest.mark.parametrize(("first", "lines", "words"), BAD_HEADS)
 def test_malformed_and_ambiguous_answers_are_bad(
     first: str | bytes, lines: list[str | bytes], words: str
 ) -> None:

@@ -14,6 +14,7 @@ from sidecert.http1 import (
     encode_chunk,
     last_chunk,
 )
+from support.malformed import BAD_CHUNKS
 
 
 def read(framing: int, wire: bytes, size: int | None = None) -> tuple[bytes, bytes, bool]:
@@ -92,44 +93,7 @@ def test_cut_short_bodies_are_never_done() -> None:
 
 
 @pytest.mark.parametrize("size", [1, None])
-@pytest.mark.parametrize(
-    "wire",
-    [
-        b"\r\n",
-        b"x\r\n",
-        b"0x5\r\nhello\r\n",
-        b"+5\r\nhello\r\n",
-        b"-5\r\nhello\r\n",
-        b"5 \r\nhello\r\n",
-        b" 5\r\nhello\r\n",
-        b"5\t;a\r\nhello\r\n",
-        b"5; a\r\nhello\r\n",
-        b"5;a =b\r\nhello\r\n",
-        b"5;\r\nhello\r\n",
-        b"5;a=\r\nhello\r\n",
-        b'5;a="b\r\nhello\r\n',
-        b"5;a\nb\r\nhello\r\n",
-        b"5;a\x00\r\nhello\r\n",
-        b"5\nhello\r\n",
-        b"5\rhello\r\n",
-        b"5_0\r\nhello\r\n",
-        b"5\r\nhello0\r\n\r\n",
-        b"5\r\nhello\n0\r\n\r\n",
-        b"5\r\nhello\r0\r\n\r\n",
-        b"4\r\nhello\r\n0\r\n\r\n",
-        b"6\r\nhello\r\n0\r\n\r\n",
-        b"0" * 16 + b"\r\n\r\n",
-        b"F" * 16 + b"\r\n",
-        b"1" * 1000,
-        b"0\r\nno colon\r\n\r\n",
-        b"0\r\n: x\r\n\r\n",
-        b"0\r\nA : x\r\n\r\n",
-        b"0\r\nA: x\r\n folded\r\n\r\n",
-        b"0\r\nA: x\nB: y\r\n\r\n",
-        b"0\r\nA: x\rB: y\r\n\r\n",
-        b"0\r\nA: x\x00\r\n\r\n",
-    ],
-)
+@pytest.mark.parametrize("wire", BAD_CHUNKS)
 def test_malformed_chunks_and_trailers_are_errors(wire: bytes, size: int | None) -> None:
     """Strict wherever two readers could see different ends, with words."""
     with pytest.raises(BodyError) as caught:
