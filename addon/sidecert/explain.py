@@ -1,7 +1,8 @@
 """An outcome in words: its cause, what was seen on the wire, and the one next thing to do about it.
 
-Pure. A new `Outcome` needs an entry in `_WORDS`; a test notices when it is missing. What peers really
-mean by their alerts is measured, see DESIGN.md.
+CRT, KEY and TRUSTSTORE in its commands stand for files of the reader's. Pure. A new `Outcome` needs an entry
+in `_WORDS`; a test notices when it is missing. What peers really mean by their alerts is measured, see
+DESIGN.md; what other tools say of each is in `known_as`.
 """
 
 from __future__ import annotations
@@ -54,10 +55,19 @@ class _Case:
         return self.upstream.rpartition(":")[0].strip("[]")
 
     @property
+    def port(self) -> str:
+        return self.upstream.rpartition(":")[2]
+
+    @property
+    def connect(self) -> str:
+        """A command that shakes hands with the upstream without sidecert; it waits for its input's end."""
+        where = shlex.join(("-connect", self.upstream, "-servername", self.server_name))
+        return f"openssl s_client {where}"
+
+    @property
     def look(self) -> str:
         """A command that shows what the upstream presents."""
-        where = shlex.join(("-connect", self.upstream, "-servername", self.server_name))
-        return f"openssl s_client {where} -showcerts </dev/null"
+        return f"{self.connect} -showcerts </dev/null"
 
 
 _Words = tuple[str, str, str]  # title, cause, remedy
@@ -96,7 +106,8 @@ def _required(case: _Case) -> _Words:
             title,
             f"{case.upstream} asked for a client certificate and went no further without one. "
             "The route sends none: its credential is `none`.",
-            f"Set `credential` of the route to one that {case.upstream} accepts.",
+            f"Set `credential` of the route to one that {case.upstream} accepts: the CRT and KEY file, or "
+            "the PFX file, that Postman has under Settings > Certificates.",
         )
     return (
         title,
@@ -107,14 +118,16 @@ def _required(case: _Case) -> _Words:
 
 
 def _unknown_ca(case: _Case) -> _Words:
+    java = "`keytool -importcert -alias NAME -file ca.pem -keystore TRUSTSTORE` where it is a Java service"
     remedy = (
-        f"Have the CA of that certificate added to those that {case.upstream} trusts ({MAPPING}), and put "
-        f"all its intermediates behind it in the file of `credentials.{case.credential}`."
+        f"Have the CA of that certificate (`openssl x509 -in CRT -noout -issuer`) added to those that "
+        f"{case.upstream} trusts ({MAPPING}; {java}), and put all its intermediates behind it in the file of "
+        f"`credentials.{case.credential}`."
     )
     if case.seen.acceptable_cas:
         remedy = (
-            f"Use a certificate from one of the CAs that {case.upstream} lists, or have its own CA "
-            f"added there ({MAPPING})."
+            f"Use a certificate from one of the CAs that {case.upstream} lists, or have its own CA (`openssl "
+            f"x509 -in CRT -noout -issuer`) added there ({MAPPING}; {java})."
         )
     cause = f"{case.upstream} does not know the CA that issued {case.sent}, or an intermediate is missing."
     return _REFUSED, cause, remedy
@@ -124,7 +137,8 @@ def _expired(case: _Case) -> _Words:
     return (
         _REFUSED,
         f"{case.upstream} finds {case.sent} expired, or one of its chain, or its clock is wrong.",
-        f"Put the renewed certificate into the files of `credentials.{case.credential}` and reload.",
+        f"See until when it is valid: `openssl x509 -in CRT -noout -dates`; put the renewed one into the "
+        f"files of `credentials.{case.credential}` and reload.",
     )
 
 
@@ -142,7 +156,8 @@ def _unsupported(case: _Case) -> _Words:
         f"{case.upstream} does not take a certificate of this kind from a caller: {case.sent}. Mostly its "
         "extended key usage lacks clientAuth, or its kind of key is not known there.",
         f"Have the certificate of `credentials.{case.credential}` issued again with extendedKeyUsage = "
-        "clientAuth by name (anyExtendedKeyUsage is not enough for upstreams built on OpenSSL).",
+        "clientAuth by name (anyExtendedKeyUsage is not enough for upstreams built on OpenSSL); what it has "
+        "now: `openssl x509 -in CRT -noout -ext extendedKeyUsage`.",
     )
 
 
@@ -169,7 +184,8 @@ def _rejected(case: _Case) -> _Words:
         title,
         f"{case.upstream} {'refused' if is_certain(seen) else 'most likely refused'} {case.sent}. {reason}",
         f"Ask those who run {case.upstream} what its log says at this time, and whether this certificate is "
-        f"known there ({MAPPING}).{listed}",
+        f"known there ({MAPPING}).{listed} To show them the same without sidecert: `{case.connect} -cert CRT "
+        "-key KEY`.",
     )
 
 
@@ -194,7 +210,10 @@ def _untrusted(case: _Case) -> _Words:
                 f"No CA of the route's trust issued the certificate of {case.upstream}, or the upstream does "
                 "not send its intermediates."
             )
-            remedy = f"{name_file} the CA of the upstream's certificate; see its chain: `{case.look}`."
+            remedy = (
+                f"{name_file} the CA of the upstream's certificate; see its chain: `{case.look}`. Where a "
+                "Java tool trusts it: `keytool -exportcert -rfc -alias NAME -keystore TRUSTSTORE > ca.pem`."
+            )
     return title, cause, remedy
 
 
@@ -208,7 +227,8 @@ def _server_expired(case: _Case) -> _Words:
     return (
         "The upstream's certificate is expired",
         f"The certificate of {case.upstream}, or one of its chain, is past its end.",
-        f"Those who run {case.upstream} must renew it; check the clock of this machine as well.",
+        f"Those who run {case.upstream} must renew it; check the clock of this machine as well. Its dates: "
+        f"`{case.connect} </dev/null | openssl x509 -noout -dates`.",
     )
 
 
@@ -217,7 +237,7 @@ def _name_mismatch(case: _Case) -> _Words:
         "The upstream's certificate is for another name",
         f"The certificate of {case.upstream} does not name {case.server_name} in its subjectAltName.",
         "Set `upstream.server_name` of the route to a name in the certificate, if it is the right upstream: "
-        f"`{case.look} | openssl x509 -noout -ext subjectAltName`.",
+        f"`{case.connect} </dev/null | openssl x509 -noout -ext subjectAltName`.",
     )
 
 
@@ -226,7 +246,7 @@ def _protocol_mismatch(case: _Case) -> _Words:
         "The upstream speaks no TLS version that the route allows",
         f"{case.upstream} and the route have no TLS version in common.",
         "Allow both in `upstream.tls` of the route ({min: 1.2, max: 1.3}); if it does already, the upstream "
-        "must learn TLS 1.2.",
+        f"must learn TLS 1.2: `{case.connect} -tls1_2 </dev/null` fails too.",
     )
 
 
@@ -267,7 +287,7 @@ def _closed(case: _Case) -> _Words:
         "reason. It may be a proxy or firewall in between, a load balancer with nothing behind it, or a "
         "server name that it does not know.",
         f"Check `upstream.host`, `upstream.port` and `upstream.server_name` ({case.server_name}) of the "
-        f"route; then ask those who run {case.upstream}.",
+        f"route; see whether it closes without sidecert too: `{case.look}`; then ask those who run it.",
     )
 
 
@@ -285,7 +305,9 @@ def _connect_refused(case: _Case) -> _Words:
     return (
         "The upstream refused the connection",
         f"Nothing listens at {case.upstream}, or a firewall refuses the connection.",
-        "Check that the upstream runs, and `upstream.host` and `upstream.port` of the route.",
+        "Check that the upstream runs, and `upstream.host` and `upstream.port` of the route (in a "
+        f"container, localhost is the container): `nc -vz {shlex.quote(case.host)} {case.port}` where "
+        "sidecert runs.",
     )
 
 
@@ -293,8 +315,9 @@ def _connect_timeout(case: _Case) -> _Words:
     return (
         "The upstream could not be reached in time",
         f"No connection to {case.upstream} within {case.seen.timeout:g} s: mostly a firewall that drops it.",
-        f"Have the way from here to {case.upstream} opened; if it is just slow, raise "
-        "`upstream.timeouts.connect` of the route.",
+        f"Have the way from here to {case.upstream} opened: sidecert connects directly, and not through the "
+        "proxy that Postman or `https_proxy` may use. If it is just slow, raise `upstream.timeouts.connect` "
+        "of the route.",
     )
 
 
@@ -304,7 +327,8 @@ def _dns_failed(case: _Case) -> _Words:
     return (
         "The upstream's name could not be looked up",
         f"The name {case.host} gave no address here: {cause}, or name resolution does not work.",
-        f"Check `upstream.host` of the route; then `getent hosts {shlex.quote(case.host)}` on this machine.",
+        f"Check `upstream.host` of the route; then `getent hosts {shlex.quote(case.host)}` where sidecert "
+        "runs. A name that only a proxy of yours can look up does not work here.",
     )
 
 

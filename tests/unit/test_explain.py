@@ -277,6 +277,32 @@ def test_failures_that_no_certificate_has_a_part_in(
     assert said.certain
 
 
+@pytest.mark.parametrize(
+    ("outcome", "command"),
+    [
+        (Outcome.CLIENT_CERT_UNKNOWN_CA, "`openssl x509 -in CRT -noout -issuer`"),
+        (
+            Outcome.CLIENT_CERT_UNKNOWN_CA,
+            "`keytool -importcert -alias NAME -file ca.pem -keystore TRUSTSTORE`",
+        ),
+        (Outcome.CLIENT_CERT_EXPIRED, "`openssl x509 -in CRT -noout -dates`"),
+        (
+            Outcome.CLIENT_CERT_REJECTED,
+            f"`openssl s_client -connect {UPSTREAM} -servername api.example.com -cert CRT -key KEY`",
+        ),
+        (
+            Outcome.SERVER_UNTRUSTED,
+            f"`openssl s_client -connect {UPSTREAM} -servername api.example.com -showcerts </dev/null`",
+        ),
+        (Outcome.CONNECT_REFUSED, "`nc -vz api.example.com 8443`"),
+        (Outcome.DNS_FAILED, "`getent hosts api.example.com`"),
+    ],
+)
+def test_remedy_has_a_command_to_copy(outcome: Outcome, command: str) -> None:
+    """With the upstream's host and port in it, so that it can be tried at once."""
+    assert command in verdict(refused(), outcome).remedy
+
+
 def test_request_that_may_have_been_read_is_mentioned() -> None:
     """So that nobody takes a refused call for one that did nothing."""
     line = "bytes of the request had been sent by then"
