@@ -5,18 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 
 import pytest
 
 from support import upstreams
-from support.callers import Call, Line, by_curl, by_node, http_client, urllib_opener, wget
+from support.callers import Call, by_curl, by_node, http_client, urllib_opener, wget
 from support.certs import Pki
-from support.clients import Address, url
-from support.peers import Peers
-from support.sidecar import Sidecar, config, route, running
-from support.upstreams import KINDS, WHOLE, Upstream
+from support.upstreams import KINDS, WHOLE, Scene
 
 UPLOAD = bytes(range(256)) * 1172  # 300 kB
 MISSING_PAGE = 8  # wget's exit code for any answer that is an error
@@ -50,33 +45,11 @@ CALLERS: dict[str, tuple[str, Call]] = {
 _numbers = itertools.count(1)
 
 
-@dataclass
-class Scene:
-    """One sidecar with a route to each upstream, an open listener, a unix one and a pinned one for each."""
-
-    sidecar: Sidecar
-    upstreams: dict[str, Upstream]
-
-    def line(self, way: str, kind: str) -> Line:
-        tcp, unix, *pinned = self.sidecar.listeners
-        if way == "direct":
-            return Line(url(pinned[KINDS.index(kind)], ""))
-        proxy: Address = tcp if way == "proxy" else unix
-        return Line(f"http://{kind}.test", proxy)
-
-
 @pytest.fixture(scope="module")
 def scene(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Made once, since each call tells itself apart by its query."""
-    folder = tmp_path_factory.mktemp("callers")
-    with ExitStack() as stack:
-        peers = Peers(folder / "peers", stack, pki.upstream, pki.trust)
-        started = {kind: upstreams.start(kind, peers) for kind in KINDS}
-        routes = [route(kind, started[kind], trust=pki.trust) for kind in KINDS]
-        listeners = [{"bind": "127.0.0.1:0"}, {"bind": "unix:in.sock"}]
-        listeners += [{"bind": f"127.0.0.{2 + n}:0", "route": kind} for n, kind in enumerate(KINDS)]
-        whole = config(routes, pki.credentials, listeners=listeners)
-        yield Scene(stack.enter_context(running(folder / "sidecar", whole)), started)
+    with upstreams.scene(tmp_path_factory.mktemp("callers"), pki) as made:
+        yield made
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,18 +22,11 @@ from urllib.parse import urljoin
 import pytest
 
 from support.clients import TIMEOUT, Address, call, curl, url
+from support.upstreams import Line
 
 _NODE_SCRIPT = Path(__file__).with_name("node_caller.js")
 # So that no proxy variable and no settings of the machine's take part.
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/nonexistent"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """`base` is what URLs begin with; `proxy` a proxy's address, or a unix socket's path."""
-
-    base: str
-    proxy: Address | None = None
 
 
 @dataclass(frozen=True)

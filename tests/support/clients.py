@@ -75,11 +75,13 @@ def curl(
     *arguments: str,
     proxy: Address | None = None,
     body: bytes | None = None,
+    upload: bytes | None = None,
     timeout: float = TIMEOUT,
 ) -> CurlAnswer:
     """Runs curl on `target`, through `proxy` when given; `arguments` go before the URL as they are.
 
-    `proxy` as a string is a unix socket that is spoken to in place of the URL's host.
+    `proxy` as a string is a unix socket that is spoken to in place of the URL's host. `body` goes with its
+    length, `upload` as a file of unknown length (`-T -`), chunked.
     """
     program = shutil.which("curl")
     if program is None:
@@ -97,9 +99,11 @@ def curl(
                 command += ["--noproxy", "*"]
         if body is not None:
             command += ["--data-binary", "@-"]
+        if upload is not None:
+            command += ["-T", "-"]
         ran = subprocess.run(
             [*command, target],
-            input=body,
+            input=upload if body is None else body,
             capture_output=True,
             timeout=timeout + 10,
             check=False,

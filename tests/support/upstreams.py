@@ -7,11 +7,16 @@ themselves (a chunked answer, one that ends with the connection) they pass on fr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from support.certs import Pki
+from support.clients import Address, url
 from support.peers import HAPROXY_PAGE, Arrival, Peer, Peers
 from support.recorder import Exchange, TlsRecorder, chunked, fixed, until_close
+from support.sidecar import Sidecar, config, route, running
 
 PIECES = [b"one,", b"two,", b"x" * 70_000, b"end"]
 WHOLE = b"".join(PIECES)
@@ -101,3 +106,46 @@ def _noted(recorder: TlsRecorder) -> list[Arrival]:
         Arrival(seen.subject, seen.method, seen.target, seen.header("Host") or "", 0, seen.connection)
         for seen in list(recorder.requests)
     ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a caller reaches the sidecar: what its URLs begin with, and a proxy or a unix socket's path."""
+
+    base: str
+    proxy: Address | None = None
+
+
+@dataclass
+class Scene:
+    """One sidecar before all three: an open listener, a unix one and a pinned one for each kind.
+
+    The routes take calls for nginx.test, haproxy.test and python.test.
+    """
+
+    sidecar: Sidecar
+    upstreams: dict[str, Upstream]
+
+    @property
+    def listener(self) -> Address:
+        return self.sidecar.listener
+
+    def line(self, way: str, kind: str) -> Line:
+        """By `way`: "proxy", "unix", or "direct" to the pinned listener."""
+        tcp, unix, *pinned = self.sidecar.listeners
+        if way == "direct":
+            return Line(url(pinned[KINDS.index(kind)], ""))
+        return Line(f"http://{kind}.test", tcp if way == "proxy" else unix)
+
+
+@contextmanager
+def scene(folder: Path, pki: Pki) -> Iterator[Scene]:
+    """A running `Scene` for the length of a with block."""
+    with ExitStack() as stack:
+        peers = Peers(folder / "peers", stack, pki.upstream, pki.trust)
+        started = {kind: start(kind, peers) for kind in KINDS}
+        routes = [route(kind, started[kind], trust=pki.trust) for kind in KINDS]
+        listeners = [{"bind": "127.0.0.1:0"}, {"bind": "unix:in.sock"}]
+        listeners += [{"bind": f"127.0.0.{2 + n}:0", "route": kind} for n, kind in enumerate(KINDS)]
+        whole = config(routes, pki.credentials, listeners=listeners)
+        yield Scene(stack.enter_context(running(folder / "sidecar", whole)), started)
