@@ -38,6 +38,7 @@ _HOLD_LEAST = 0.15
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate where it sends no ticket."""
 _FLUSH_SECONDS = 60.0
 """How long an upstream may take to read the last of what was sent on a connection that we have closed."""
+_READ_AT_ONCE = 64 * 1024
 SWITCHING_PROTOCOLS = 101
 
 
@@ -119,6 +120,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._look: Callable[[int], list[tuple[int, int]]]
         """What there is to read, or an end of the connection; does not wait when called with 0."""
+        self._lost = False
+        """Whether the transport has ended, so that nothing can be written any more."""
         self._reading_paused = False
         self._writing_paused = False
         self._wordless = 0
@@ -340,8 +343,29 @@ class UpstreamConnection(asyncio.Protocol):
         self._end(Ending.EOF)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if exc is not None:
+            self._read_what_is_left()
         self._disown_socket()
         self._end(Ending.EOF if exc is None else Ending.RESET, "" if exc is None else str(exc))
+
+    def _read_what_is_left(self) -> None:
+        """Take what had come before the connection was found to be reset.
+
+        An upstream that answers before it has read a request's body, and closes, resets the connection. Where
+        we notice by writing, the event loop gives up although the answer is still to be read.
+        """
+        assert self._socket is not None
+        try:
+            while self._state is not _State.ENDED and not self._reading_paused:
+                data = self._socket.recv(_READ_AT_ONCE)
+                if not data:
+                    return
+                self._receive(data)
+        except OSError:
+            pass  # nothing left
+        except Exception as exc:
+            self._fault(exc)
 
     def _disown_socket(self) -> None:
         """Keep Python from closing a descriptor that the transport has closed already.
@@ -441,6 +465,7 @@ class UpstreamConnection(asyncio.Protocol):
             and not stream.closed
             and stream.failure is None
             and not self._writing_paused
+            and not self._lost
             and self._state is _State.OPEN
         )
 
