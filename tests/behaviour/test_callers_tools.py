@@ -80,7 +80,7 @@ def ab(*arguments: str) -> dict[str, str]:
 @pytest.mark.parametrize("way", ["proxy", "direct"])
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "closed"])
 def test_ab_gets_every_answer(keep: bool, way: str, kind: str, scene: Scene) -> None:
-    """300 calls of HTTP/1.0 on 10 connections: none fails, those with -k keep them, the upstream's are few."""
+    """300 calls of HTTP/1.0 on 10 connections: none fails, -k keeps them, few lead upstream."""
     line = scene.line(way, kind)
     mark = f"ab-{way}-{keep}"
     through = []
