@@ -1,4 +1,4 @@
-"""An upstream that answers before it has read the request: the caller gets that answer, whatever comes then."""
+"""An upstream answers before it has read the request: the caller gets that answer, whatever comes then."""
 
 from __future__ import annotations
 
