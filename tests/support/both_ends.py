@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +22,9 @@ from support.sidecar import Sidecar, config, route, running
 from support.wire import Ask, Reply, read_chunks, trailers_passed_on
 
 PATIENCE = 10.0
+ONE_WRITE = 16 * 1024
+"""What arrives at once. Nothing may be sent later on a connection that its last request ends: a reset for it
+could destroy the answer (RFC 9112 9.6)."""
 
 Cut = Callable[[bytes], list[bytes]]
 
@@ -37,6 +45,14 @@ class Call:
         return f"Call({self.ask!r},\n    {self.reply!r},\n    {self.cut!r})"
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Bytes to answer with, whatever they are; the connection ends with them."""
+
+    data: bytes
+    cut: Cut = whole
+
+
 @dataclass
 class Arrived:
     """A request as the upstream got it."""
@@ -47,13 +63,14 @@ class Arrived:
 
 
 class BothEnds:
-    """`listener` 0 takes calls by their host, 1 is a unix socket and pinned to the one route there is."""
+    """Of the listeners, 0 is on TCP, 1 and 2 are unix sockets; 1 is pinned to the one route there is."""
 
     def __init__(self, sidecar: Sidecar, upstream: TlsRecorder) -> None:
         self.sidecar = sidecar
         self.upstream = upstream
         self.address = upstream.address.encode()
-        self._script: deque[Call | bytes] = deque()
+        self._listeners = sidecar.listeners
+        self._script: deque[Call | Raw] = deque()
         self._arrived: list[Arrived] = []
         self._changed = threading.Condition()
         self._gone = 0
@@ -72,14 +89,15 @@ class BothEnds:
         if told is None:
             exchange.abort()  # nobody should have asked; whoever counts the requests will tell
             return
-        data = told if isinstance(told, bytes) else told.reply.wire(seen.method.encode(), self.address)
-        for piece in [data] if isinstance(told, bytes) else told.cut(data):
+        raw = isinstance(told, Raw)
+        data = told.data if raw else told.reply.wire(seen.method.encode(), self.address)
+        for piece in told.cut(data):
             exchange.send(piece)
-        if isinstance(told, bytes) or told.reply.ends:
+        if raw or told.reply.ends:
             exchange.finish()
 
-    def tell(self, *answers: Call | bytes) -> None:
-        """What to answer next; bytes are sent as they are, and end the connection."""
+    def tell(self, *answers: Call | Raw) -> None:
+        """What to answer next."""
         with self._changed:
             self._arrived = []
             self._script = deque(answers)
@@ -91,7 +109,14 @@ class BothEnds:
             return list(self._arrived)
 
     def talker(self, listener: int = 0) -> Talker:
-        return Talker(self.sidecar.listeners[listener], PATIENCE)
+        return Talker(self._listeners[listener], PATIENCE)
+
+    def send(self, talker: Talker, pieces: Sequence[bytes]) -> None:
+        """Sends the pieces. On a unix socket each waits until the one before has been read."""
+        for piece in pieces:
+            talker.send(piece)
+            while talker.sock.family == socket.AF_UNIX and len(pieces) > 1 and _unread(talker.sock):
+                os.sched_yield()
 
     def check(self, calls: Sequence[Call], cut_asks: Cut = whole, listener: int = 0) -> None:
         """Sends the requests, one behind the other on one connection, and compares both ends."""
@@ -108,8 +133,11 @@ class BothEnds:
         self.tell(*calls)
         served = _served(calls)
         with self.talker(listener) as talker:
-            for piece in cut_asks(b"".join(call.ask.wire for call in calls)):
-                talker.send(piece)
+            pieces = cut_asks(b"".join(call.ask.wire for call in served))
+            beyond = b"".join(call.ask.wire for call in calls[len(served) :])
+            if len(pieces[-1] + beyond) < ONE_WRITE:
+                pieces[-1] += beyond
+            self.send(talker, pieces)
             for call in served:
                 check_answer(talker, call)
             if served[-1].reply.keeps_caller(served[-1].ask):
@@ -121,6 +149,11 @@ class BothEnds:
             assert got.subject == "alice"
             assert got.head == call.ask.head_upstream(self.address)
             check_body(got.body, call.ask)
+
+
+def _unread(sock: socket.socket) -> int:
+    """How much of what was sent on a unix socket the other side has not read."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _served(calls: Sequence[Call]) -> list[Call]:
@@ -167,7 +200,11 @@ def check_answer(talker: Talker, call: Call) -> None:
 def both_ends(pki: Pki, folder: Path) -> Iterator[BothEnds]:
     """Both ends for the length of a with block."""
     with tls_recorder(pki.upstream, pki.trust) as upstream:
-        listeners = {"bind": "127.0.0.1:0"}, {"bind": "unix:pinned.sock", "route": "orders"}
+        listeners = (
+            {"bind": "127.0.0.1:0"},
+            {"bind": "unix:pinned.sock", "route": "orders"},
+            {"bind": "unix:plain.sock"},
+        )
         spec = config([route("orders", upstream, trust=pki.trust)], pki.credentials, listeners=listeners)
         with running(folder, spec) as sidecar:
             yield BothEnds(sidecar, upstream)
