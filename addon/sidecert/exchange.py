@@ -210,7 +210,11 @@ class Exchange:
         try:
             # One may have become free since this task was made; a call is repeated on a new one only.
             idle = None if self._retried else self._pool.take(self.upstream)
-            self._connection = connection = idle or await self._pool.open(self.upstream)
+            connection = idle or await self._pool.open(self.upstream, fresh=self._retried)
+            if connection.ended and connection.outcome is Outcome.OK:
+                # It ended as soon as it was open. No byte of the request was written, whatever its method.
+                connection = await self._pool.open(self.upstream, fresh=True)
+            self._connection = connection
         except NotOpened as failure:
             self.refuse(self._explain(failure.seen, failure.outcome))
             return

@@ -27,6 +27,10 @@ about a certificate are noticed."""
 _IDLE_MARGIN = 1.0
 
 
+_Waiter = tuple[Upstream, bool, asyncio.Future[UpstreamConnection | None]]
+"""Where to, whether only a new connection will do, and the connection, or None for a place to open one."""
+
+
 class Pool:
     """All connections under one route identity, the idle ones by host, last used first."""
 
@@ -39,7 +43,7 @@ class Pool:
         self._idle_count = 0
         self._promised = 0
         """Places given to waiters that have not opened their connection yet."""
-        self._waiters: deque[tuple[Upstream, asyncio.Future[UpstreamConnection | None]]] = deque()
+        self._waiters: deque[_Waiter] = deque()
         self._retired = False
         self._told_unasked: Route | None = None
         """The route, of a generation, for which the log has that its upstream asks for no certificate."""
@@ -61,14 +65,15 @@ class Pool:
             connection.close()
         return None
 
-    async def open(self, upstream: Upstream) -> UpstreamConnection:
+    async def open(self, upstream: Upstream, *, fresh: bool = False) -> UpstreamConnection:
         """A new connection to `upstream`, or the next that becomes free where no more may be opened.
 
+        `fresh` asks for a new one in any case: its place is waited for where the pool is full.
         Raises NotOpened with the verdict, and Refusal when the pool stays full for the `connect` limit.
         """
         self._make_room()
         while self._is_full:
-            given = await self._wait(upstream)
+            given = await self._wait(upstream, fresh)
             if given is None:
                 self._promised -= 1
                 break
@@ -180,10 +185,10 @@ class Pool:
             oldest = min((idle[0] for idle in self._idle.values()), key=lambda each: each.idle_until)
             oldest.close()
 
-    async def _wait(self, upstream: Upstream) -> UpstreamConnection | None:
+    async def _wait(self, upstream: Upstream, fresh: bool) -> UpstreamConnection | None:
         """A connection that was handed over, or None for the promise of a place to open one."""
         turn: asyncio.Future[UpstreamConnection | None] = self._loop.create_future()
-        waiter = (upstream, turn)
+        waiter = (upstream, fresh, turn)
         self._waiters.append(waiter)
         limit = self.route.config.upstream.timeouts.connect
         try:
@@ -201,8 +206,8 @@ class Pool:
                 ) from exc
             raise
 
-    def _give_up(self, waiter: tuple[Upstream, asyncio.Future[UpstreamConnection | None]]) -> None:
-        turn = waiter[1]
+    def _give_up(self, waiter: _Waiter) -> None:
+        turn = waiter[2]
         if not turn.done() or turn.cancelled():
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
@@ -215,10 +220,10 @@ class Pool:
     def _hand_over(self, connection: UpstreamConnection) -> bool:
         """Give it to who waits longest; False where nobody waits."""
         while self._waiters:
-            upstream, turn = self._waiters[0]
+            upstream, fresh, turn = self._waiters[0]
             if turn.done():
                 self._waiters.popleft()  # its caller has left
-            elif upstream.host == connection.upstream.host:
+            elif upstream.host == connection.upstream.host and not fresh:
                 self._waiters.popleft()
                 turn.set_result(connection)
                 return True
@@ -230,7 +235,7 @@ class Pool:
     def _promise(self) -> None:
         """Give the place that has become free to who waits longest."""
         while self._waiters and not self._is_full:
-            _, turn = self._waiters.popleft()
+            _, _, turn = self._waiters.popleft()
             if not turn.done():
                 self._promised += 1
                 turn.set_result(None)

@@ -264,6 +264,12 @@ class Talker:
             interim.append(answer.status)
             answer = self.read_head()
         answer.interim = interim
+        self.read_body(answer, method)
+        answer.seconds = time.monotonic() - began
+        return answer
+
+    def read_body(self, answer: Answer, method: str = "GET") -> None:
+        """The body and trailers of the `answer` whose head was read last."""
         length = answer.header("Content-Length")
         if method == "HEAD" or answer.status in (101, 204, 304):
             pass
@@ -273,8 +279,6 @@ class Talker:
             answer.body = self.read_exactly(int(length))
         else:
             answer.body = self.read_until_close()
-        answer.seconds = time.monotonic() - began
-        return answer
 
     def closed(self) -> bool:
         """Waits for the other side; true when it closes or resets before it sends anything more."""

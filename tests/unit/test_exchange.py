@@ -97,8 +97,8 @@ class FakePool:
     def take(self, upstream: Any) -> FakeConnection | None:
         return self.ready.pop() if self.ready else None
 
-    async def open(self, upstream: Any) -> FakeConnection:
-        self.log.append("open")
+    async def open(self, upstream: Any, *, fresh: bool = False) -> FakeConnection:
+        self.log.append("open fresh" if fresh else "open")
         connection = self.opening()
         connection.reusable = False
         return connection
@@ -218,7 +218,45 @@ def test_call_is_repeated_on_a_new_connection_only(play: Play) -> None:
         await asyncio.sleep(0.01)
         scene.exchange.caller_left()
 
-    assert play(GET, acts).log == ["open", "leave"]
+    assert play(GET, acts).log == ["open fresh", "leave"]
+
+
+def test_connection_that_ends_before_anything_was_written_is_replaced_once(play: Play) -> None:
+    """Whatever the method is: the upstream cannot have seen any of it. A second such end is told."""
+    made: list[FakeConnection] = []
+
+    def ending(scene: Scene, often: int) -> FakeConnection:
+        connection = FakeConnection(scene.log)
+        connection.ended = len(made) < often
+        made.append(connection)
+        return connection
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.opening = lambda: ending(scene, 1)
+        scene.exchange.start(b"abcdef", True)
+        await asyncio.sleep(0.01)
+        assert [connection.sent.endswith(b"abcdef") for connection in made] == [False, True]
+        scene.exchange.take_answer(answer_head(FINE), b"abc", True)
+
+    scene = play(POST, acts)
+    assert scene.log == ["open", "open fresh", "resume_reading", "release"]
+    assert scene.pool.stats.retries == 0
+
+
+def test_refusal_of_the_certificate_is_no_reason_to_open_again(play: Play) -> None:
+    """Where it came just after the hold had ended: the verdict is told, not asked for once more."""
+
+    async def acts(scene: Scene) -> None:
+        refused = FakeConnection(scene.log)
+        refused.ended, refused.outcome = True, Outcome.CLIENT_CERT_REJECTED
+        scene.pool.opening = lambda: refused
+        scene.exchange.start(b"abcdef", True)
+        await asyncio.sleep(0.01)
+        scene.exchange.upstream_ended(None)
+
+    scene = play(POST, acts)
+    assert scene.log == ["open"]
+    assert ("refuse", "client_cert_rejected") in scene.caller.told
 
 
 def test_call_is_repeated_once_and_then_refused(play: Play) -> None:
@@ -232,7 +270,7 @@ def test_call_is_repeated_once_and_then_refused(play: Play) -> None:
         scene.exchange.upstream_ended(None)
 
     scene = play(GET, acts)
-    assert scene.log == ["open"]
+    assert scene.log == ["open fresh"]
     assert scene.caller.told == ["resume", ("refuse", "upstream_closed")]
     assert scene.stats.retries == 1
 
@@ -289,7 +327,7 @@ def test_caller_that_leaves_while_a_connection_is_opened_ends_the_attempt(play: 
     async def acts(scene: Scene) -> None:
         ended = asyncio.Event()
 
-        async def never(upstream: Any) -> Any:
+        async def never(upstream: Any, *, fresh: bool) -> Any:
             try:
                 await asyncio.Event().wait()
             finally:
@@ -310,7 +348,7 @@ def test_failed_attempt_is_explained(play: Play) -> None:
     """The outcome of the attempt is the outcome of the answer."""
 
     async def acts(scene: Scene) -> None:
-        async def fail(upstream: Any) -> Any:
+        async def fail(upstream: Any, *, fresh: bool) -> Any:
             raise NotOpened(Observation(), Outcome.DNS_FAILED)
 
         scene.pool.open = fail  # type: ignore[method-assign]

@@ -289,6 +289,26 @@ def test_connection_given_back_for_another_host_becomes_a_place(play: Play) -> N
     play(main)
 
 
+def test_who_needs_a_new_connection_is_not_given_a_used_one(play: Play) -> None:
+    """A call that is sent again waits for a place in a full pool; what is given back makes room for it."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=5)
+        used = await pool.open(A)
+        again = asyncio.ensure_future(pool.open(A, fresh=True))
+        other = asyncio.ensure_future(pool.open(A))
+        await asyncio.sleep(0)
+        pool.release(used)
+        new = await again
+        assert new is not used
+        assert used.ended
+        pool.release(new)
+        assert await other is new
+        assert numbers(pool) == (1, 0)
+
+    play(main)
+
+
 def test_pool_that_stays_full_refuses(play: Play) -> None:
     """After `connect` seconds, in words, and the next one in line is not forgotten."""
 
