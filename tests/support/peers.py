@@ -179,7 +179,7 @@ def haproxy(
     verify: Verify = "on",
     rules: str = "",
     bind: str = "",
-    behind: TlsRecorder | None = None,
+    behind: TlsRecorder | Peer | None = None,
 ) -> Iterator[Peer]:
     """haproxy: 200 with `CN METHOD PATH` as its body, or passes on to `behind`; it logs `arrivals`.
 
@@ -406,7 +406,7 @@ class Peers:
         tls: TlsVersion | None = None,
         verify: Verify = "on",
         rules: str = "",
-        behind: TlsRecorder | None = None,
+        behind: TlsRecorder | Peer | None = None,
         files: Files | None = None,
         trust: Path | None = None,
     ) -> Peer:
