@@ -9,7 +9,7 @@ LINTED := addon tests
 # Names of this or that machine and of package indexes have no place in the project's files.
 ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
 
-.PHONY: help setup demo test long bench check lint types layers addresses format lock clean
+.PHONY: help setup demo test long bench docs check lint types layers addresses format lock clean
 
 help:
 	@echo 'make setup    .venv from the hashed lock files'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test     all tests (ARGS: for pytest)'
 	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
+	@echo 'make docs     the pages that are made from the code: config/errors.md'
 	@echo 'make check    lint, format, types, import layers'
 	@echo 'make format   lint and format what can be repaired'
 	@echo 'make lock     the lock files from pyproject.toml (ARGS=--upgrade: newest versions)'
@@ -43,6 +44,9 @@ SECONDS ?= 4
 
 bench: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) $(ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python -m sidecert.errors_page > config/errors.md
 
 # All of them run, so that one finding does not hide another's.
 check: $(STAMP)

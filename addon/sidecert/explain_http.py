@@ -172,7 +172,11 @@ _WORDS: dict[Signature, Callable[[_Case], _Words]] = {
     Signature.APACHE_403: _after_the_handshake,
     Signature.KONG_401: _refused("TLS certificate failed verification"),
     Signature.KONG_401_REQUIRED: _none_came("No required TLS certificate was sent"),
-    Signature.TOMCAT_REQUIRED: _none_came("No client certificate chain in this request"),
+    Signature.TOMCAT_401_REQUIRED: _none_came("No client certificate chain in this request"),
+    Signature.TYK_403: _refused(
+        "Certificate with SHA256 ... not allowed", "Its fingerprint is not among those that this API allows."
+    ),
+    Signature.TYK_403_REQUIRED: _none_came("Client TLS certificate is required"),
     Signature.HTTP_495: _refused("status 495, in nginx's numbers an SSL certificate error"),
     Signature.HTTP_496: _none_came("status 496, in nginx's numbers no SSL certificate"),
 }

@@ -15,7 +15,10 @@ from enum import StrEnum
 
 
 class Signature(StrEnum):
-    """The closed list. A new member needs an explanation too; a test notices when it is missing."""
+    """The closed list: product, status, and what else tells its kinds apart.
+
+    A new member needs an explanation too; a test notices when it is missing.
+    """
 
     NGINX_400 = "nginx_400"
     NGINX_400_REQUIRED = "nginx_400_required"
@@ -27,7 +30,9 @@ class Signature(StrEnum):
     APACHE_403 = "apache_403"
     KONG_401 = "kong_401"
     KONG_401_REQUIRED = "kong_401_required"
-    TOMCAT_REQUIRED = "tomcat_required"
+    TOMCAT_401_REQUIRED = "tomcat_401_required"
+    TYK_403 = "tyk_403"
+    TYK_403_REQUIRED = "tyk_403_required"
     HTTP_495 = "http_495"
     HTTP_496 = "http_496"
 
@@ -66,10 +71,13 @@ _WORDS: tuple[tuple[Signature, tuple[int, ...], tuple[bytes, ...]], ...] = (
     # SSLAuthenticator of Tomcat, JBoss Web and GlassFish; 400 in old ones.
     # https://bz.apache.org/bugzilla/show_bug.cgi?id=38553
     (
-        Signature.TOMCAT_REQUIRED,
+        Signature.TOMCAT_401_REQUIRED,
         (400, 401),
         (b"http status 40", b"no client certificate chain in this request"),
     ),
+    # https://github.com/TykTechnologies/tyk/blob/master/certs/manager.go
+    (Signature.TYK_403_REQUIRED, (403,), (b'"error":"client tls certificate is required"',)),
+    (Signature.TYK_403, (403,), (b'"error":"certificate with sha256 ', b' not allowed"')),
 )
 # nginx's own numbers, which it turns into 400; who does send them means the same by them, such as Pomerium:
 # https://www.pomerium.com/docs/reference/downstream-mtls-settings

@@ -30,9 +30,13 @@ def handshake_failed(
         credential=upstream.route.credential_id,
         certificate=None if credential is None else credential.subject,
     )
-    status = 504 if outcome in _TIMEOUTS else 502
     detail = f"{verdict.cause} {_processed(seen, outcome, sent_before)}."
-    return Refusal(status, outcome.value, verdict.title, detail, verdict.remedy, verdict.evidence)
+    return Refusal(status_of(outcome), outcome.value, verdict.title, detail, verdict.remedy, verdict.evidence)
+
+
+def status_of(outcome: Outcome) -> int:
+    """The status of an answer that tells of a failed attempt."""
+    return 504 if outcome in _TIMEOUTS else 502
 
 
 def _processed(seen: Observation, outcome: Outcome, sent_before: bool) -> str:

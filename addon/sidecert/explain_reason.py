@@ -1,0 +1,88 @@
+"""Why sidecert answers a call itself, in general words; each answer has those of its own case.
+
+Pure. A new `Reason` needs an entry in `REASONS`; a test notices when it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sidecert.errors import Reason
+
+REASONS: Mapping[Reason, tuple[str, str]] = {
+    Reason.BAD_REQUEST: (
+        "The request cannot be understood without doubt: its syntax, its path or its Host is not sound, its "
+        "body does not come whole, or its path could be read as that of another route.",
+        "Correct the tool that sends it; `detail` says what is wrong.",
+    ),
+    Reason.NO_ROUTE: (
+        "No route of the config has this host, port and path. sidecert calls only what its config names.",
+        "Ask which route comes close: `sidecert why http://HOST/PATH -X METHOD`; then add a route, or "
+        "correct the address in the tool. `match.port` is that of this address, so mostly 80 and not 8443.",
+    ),
+    Reason.METHOD_NOT_ALLOWED: (
+        "Routes match this host and path, but `match.methods` of each leaves this method out.",
+        "Use one of the methods that `detail` names, or add this one to the route.",
+    ),
+    Reason.HOST_NOT_ALLOWED: (
+        "The call came to a listener of one route, with a Host that is neither that route's nor the "
+        "listener's own. A web page that plays tricks with DNS does so too.",
+        "Call the listener by its own address, or by the host of its route.",
+    ),
+    Reason.CALLER_NOT_ALLOWED: (
+        "This caller is not among those that may use the listener.",
+        "Call from a place that may, or have it added to the config.",
+    ),
+    Reason.PRIVATE_ADDRESS: (
+        "The host came through a wildcard (`*.example.com`) and its name leads to a loopback, link-local or "
+        "private address, which whoever runs that DNS could abuse.",
+        "Set `private: true` on the route if such addresses are meant, or name the host itself in a route.",
+    ),
+    Reason.CONNECT_NOT_ALLOWED: (
+        "The tool asked for a tunnel (CONNECT), as it does for an https address. Through a tunnel sidecert "
+        "could not present a certificate.",
+        "Give the tool the address with `http://` instead of `https://`; sidecert makes it TLS.",
+    ),
+    Reason.HEADER_TOO_LARGE: (
+        "The request's header is larger than `limits.header_bytes` of the config, or has too many lines.",
+        "Send fewer or smaller headers (mostly cookies or tokens), or raise `limits.header_bytes`.",
+    ),
+    Reason.METHOD_UNKNOWN: (
+        "The request's method is none that HTTP knows; methods are written in capitals.",
+        "Correct the method in the tool.",
+    ),
+    Reason.UPSTREAM_CLOSED: (
+        "The upstream closed the connection after the request was sent and before an answer began.",
+        "Look into the upstream's log. Send the request again only if it may be done twice.",
+    ),
+    Reason.UPSTREAM_BAD_ANSWER: (
+        "The upstream's answer is malformed, or could be read in two ways, and is not passed on.",
+        "Tell those who run the upstream what `detail` says; the request may have been processed.",
+    ),
+    Reason.OVERLOADED: (
+        "As many callers are connected as `limits.connections` of the config allows.",
+        "Call again after `Retry-After`; raise `limits.connections` if it happens in everyday use.",
+    ),
+    Reason.POOL_FULL: (
+        "All of the route's connections to the upstream were in use for longer than a call may wait.",
+        "Call again after `Retry-After`; raise `upstream.pool.max_connections` if the upstream takes more.",
+    ),
+    Reason.CIRCUIT_OPEN: (
+        "The upstream has failed so often that it is left alone for a while.",
+        "See in the log how it failed first; call again after `Retry-After`.",
+    ),
+    Reason.DRAINING: (
+        "The sidecar is being stopped: what is under way is finished, nothing new begins.",
+        "Call again after `Retry-After`, when another one has taken over.",
+    ),
+    Reason.RESPONSE_TIMEOUT: (
+        "The upstream took the request, but did not answer in time, or stopped reading it.",
+        "Find out why it is slow, or raise `upstream.timeouts.response` of the route; the request may have "
+        "been processed.",
+    ),
+    Reason.INTERNAL: (
+        "An error of sidecert's own. The call was not sent again.",
+        "Report it, with the lines of the log that have the same `request_id`.",
+    ),
+}
+"""Cause and remedy of each."""
