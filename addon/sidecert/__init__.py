@@ -13,6 +13,7 @@ The way of a call, and where to read on:
 
 What it goes by: `config` (the file), `credentials` (certificates and keys), both built into a `generation`,
 which `reload` swaps. What it lives in: `addon` and `mode` (mitmproxy), `admin` (metrics, health, status
-page), `inspection` (calls as mitmproxy flows, when somebody looks), `cli`. The `twin` is a look-alike
+page), `inspection` (calls as mitmproxy flows, when somebody looks), `cli`. When a call fails: `diagnosis`,
+which `cli` calls by the name of doctor. The `twin` is a look-alike
 service to call, and stands apart.
 """

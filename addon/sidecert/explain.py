@@ -105,7 +105,7 @@ def _required(case: _Case) -> _Words:
         return (
             title,
             f"{case.upstream} asked for a client certificate and went no further without one. "
-            "The route sends none: its credential is `none`.",
+            "The call brings none: its credential is `none`.",
             f"Set `credential` of the route to one that {case.upstream} accepts: the CRT and KEY file, or "
             "the PFX file, that Postman has under Settings > Certificates.",
         )

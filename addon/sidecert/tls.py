@@ -205,6 +205,14 @@ class TlsStream:
         """OpenSSL's name of the cipher in use."""
         return self._connection.get_cipher_name()
 
+    def check_result(self) -> tuple[int, str]:
+        """How the check of the upstream's certificate ended, also where nobody insists on it.
+
+        OpenSSL's X509_V_ERR_* and its words; 0 where it is fine, or there was nothing to check.
+        """
+        code = _lib.SSL_get_verify_result(self._ssl)
+        return code, _ffi.string(_lib.X509_verify_cert_error_string(code)).decode()
+
     def peer_chain(self) -> list[x509.Certificate]:
         """The certificates that the upstream presented, its own first."""
         return self._connection.get_peer_cert_chain(as_cryptography=True) or []
@@ -258,9 +266,7 @@ class TlsStream:
             raise self._blind
         reason = _reason(exc)
         if reason == "certificate verify failed":
-            code = _lib.SSL_get_verify_result(self._connection._ssl)
-            self.seen.verify_code = code
-            self.seen.verify_text = _ffi.string(_lib.X509_verify_cert_error_string(code)).decode()
+            self.seen.verify_code, self.seen.verify_text = self.check_result()
         return TlsFailure(reason)
 
     def _on_alert(self, received: bool, level: int, alert: int) -> None:

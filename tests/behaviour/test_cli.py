@@ -57,7 +57,7 @@ def test_version_says_its_name() -> None:
 def test_help_lists_every_command_without_loading_it() -> None:
     """`run` must not pay for what `demo` needs, nor `--help` for anything."""
     ran = sidecert("--help")
-    for command in ("run", "check", "why", "schema", "twin", "demo"):
+    for command in ("run", "check", "why", "doctor", "schema", "twin", "demo"):
         assert f"\n  {command} " in ran.stdout
     code = (
         "import sys; from sidecert.cli import main; main(['--help'], standalone_mode=False);"
@@ -67,7 +67,7 @@ def test_help_lists_every_command_without_loading_it() -> None:
     assert loaded.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("command", ["run", "check", "why", "schema", "twin", "demo"])
+@pytest.mark.parametrize("command", ["run", "check", "why", "doctor", "schema", "twin", "demo"])
 def test_every_command_explains_itself(command: str) -> None:
     """Also the ones that other parts bring."""
     ran = sidecert(command, "--help")

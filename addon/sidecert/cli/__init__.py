@@ -10,6 +10,7 @@ _COMMANDS = {
     "run": ("sidecert.cli.run", "The sidecar."),
     "check": ("sidecert.cli.check", "Load everything the config names and report every problem."),
     "why": ("sidecert.cli.why", "Which route and credential a URL gets, and why not the others."),
+    "doctor": ("sidecert.cli.doctor", "A real handshake with an upstream, explained."),
     "schema": ("sidecert.cli.schema", "The config's JSON schema."),
     "twin": ("sidecert.cli.twin", "A look-alike integration service with 2-way SSL."),
     "demo": ("sidecert.cli.demo", "A look-alike service, the sidecar and a call through it."),

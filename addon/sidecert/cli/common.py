@@ -18,7 +18,7 @@ NO = 1
 BAD_CONFIG = 2
 """Bad usage or config."""
 
-_SYSTEM_CONFIG = Path("/etc/sidecert/sidecert.yaml")
+_PLACES = (Path("sidecert.yaml"), Path("/etc/sidecert/sidecert.yaml"))
 
 
 def config_option[F: Callable[..., Any]](command: F) -> F:
@@ -37,19 +37,23 @@ def json_option[F: Callable[..., Any]](command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")(command)
 
 
-def find_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The config file to use, absolute. Where there is none, says where it looked and exits with 2.
+def look_for_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The config file to use, absolute; None where there is none, for a command that can do without.
 
     A file that was named, by `-c` or SIDECERT_CONFIG, is never passed over for another.
     """
     named = given or Path(environ.get("SIDECERT_CONFIG") or "")
     if named != Path(""):
         return named.absolute()
-    places = (Path("sidecert.yaml"), _SYSTEM_CONFIG)
-    for place in places:
-        if place.exists():
-            return place.absolute()
-    looked = "".join(f"\n  {place.absolute()}" for place in places)
+    return next((place.absolute() for place in _PLACES if place.exists()), None)
+
+
+def find_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The config file to use, as `look_for_config`. Where there is none, says so and exits with 2."""
+    found = look_for_config(given, environ)
+    if found is not None:
+        return found
+    looked = "".join(f"\n  {place.absolute()}" for place in _PLACES)
     fail(
         f"no config file: neither -c nor SIDECERT_CONFIG names one, and there is none at{looked}\n"
         "write one there, or name it: sidecert run -c FILE"

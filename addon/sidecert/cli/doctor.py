@@ -1,0 +1,228 @@
+"""`sidecert doctor`: real handshakes with an upstream, explained, and no request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import textwrap
+from collections.abc import Coroutine
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from sidecert.cli.common import (
+    FINE,
+    NO,
+    config_option,
+    fail,
+    fail_config,
+    find_config,
+    json_option,
+    look_for_config,
+    report,
+)
+from sidecert.errors import ConfigError
+from sidecert.explain import Verdict
+from sidecert.words import printable
+
+if TYPE_CHECKING:
+    from sidecert.diagnosis import Attempt, Diagnosis, Step, Subject
+    from sidecert.generation import Generation
+
+_INTERRUPTED = 130
+_MARKS = {"ok": ("✓", "+", "green"), "failed": ("✗", "x", "red"), "warning": ("!", "!", "yellow")}
+_NO_MARK = ("·", "-", "")
+
+
+@click.command()
+@click.argument("what", metavar="[ROUTE | HOST:PORT]", required=False)
+@click.option("--credential", metavar="ID", help="Try this credential only; `none` for no certificate.")
+@config_option
+@json_option
+def doctor(what: str | None, credential: str | None, config: Path | None, as_json: bool) -> None:
+    """Shake hands with an upstream and tell, step by step, what it asks for and whose certificate it takes.
+
+    ROUTE tries the route's credential, and if that is refused the others. HOST:PORT tries every credential;
+    it needs no config to show what is there. Without an argument all routes are tried in short. No request
+    is ever sent, and no certificate is shown to an upstream that has not proven who it is. Exit status: 0
+    accepted, 1 refused or not reached, 2 bad usage or config.
+    """
+    from sidecert.diagnosis import NoSubject
+
+    try:
+        if what is None:
+            if credential is not None:
+                fail("--credential needs a ROUTE or HOST:PORT to try it on")
+            accepted = _survey(_load(find_config(config)), as_json)
+        else:
+            accepted = _examine(_subject(what, credential, config), as_json)
+    except NoSubject as problem:
+        fail(str(problem))
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        raise SystemExit(_INTERRUPTED) from None
+    raise SystemExit(FINE if accepted else NO)
+
+
+def _load(path: Path) -> Generation:
+    from sidecert.generation import build
+
+    try:
+        generation = build(path, 1)
+    except ConfigError as exc:
+        fail_config(exc)
+    report(generation.warnings)
+    return generation
+
+
+def _subject(what: str, credential: str | None, config: Path | None) -> Subject:
+    from sidecert.diagnosis import of_address, of_route
+
+    if ":" not in what:  # no id of a route has one
+        return of_route(_load(find_config(config)), what, credential)
+    path = look_for_config(config)
+    return of_address(None if path is None else _load(path), what, credential)
+
+
+def _examine(subject: Subject, as_json: bool) -> bool:
+    from sidecert.diagnosis import examine
+
+    screen = _Screen(as_json, [f"as {each.id}" for each in (*subject.wanted, *subject.others) if each])
+    by = f"route {subject.route}" if subject.route else "no route leads there: the defaults are used"
+    screen.line(f"{subject.upstream.label} ({by})\n")
+    diagnosis = screen.watch(examine(subject, screen))
+    if as_json:
+        click.echo(json.dumps(diagnosis.as_json(), indent=2))
+    else:
+        _conclude(screen, diagnosis)
+    return diagnosis.accepted
+
+
+def _conclude(screen: _Screen, diagnosis: Diagnosis) -> None:
+    from sidecert.diagnosis import Status, Step
+
+    status = Status.OK if diagnosis.accepted else Status.FAILED
+    told = diagnosis.refusal or diagnosis.verdict
+    assert told is not None
+    cause = told.cause if isinstance(told, Verdict) else told.detail
+    screen.line("")
+    screen.mark(Step("", status, f"{told.title} ({told.outcome})"))
+    for line in (cause, *(f"- {each}" for each in told.evidence)):
+        screen.line(line, "    ")
+    screen.line(f"\n{_count(diagnosis.handshakes)} made, and no request was sent.")
+    screen.line(f"Next: {diagnosis.next}")
+
+
+def _survey(generation: Generation, as_json: bool) -> bool:
+    from sidecert.diagnosis import NoSubject, survey, upstream_of
+    from sidecert.diagnosis import of_route as subject_of
+
+    open_ended = [id for id, route in generation.routes.items() if upstream_of(route) is None]
+    subjects = [subject_of(generation, id) for id in generation.routes if id not in open_ended]
+    if not subjects:
+        raise NoSubject(
+            "every route takes its host from the call; name one: sidecert doctor HOST:PORT"
+            if open_ended
+            else "the config has no route; name an upstream: sidecert doctor HOST:PORT"
+        )
+    screen = _Screen(as_json, list(generation.routes))
+    attempts = screen.watch(survey(subjects, screen))
+    accepted = all(each.accepted for each in attempts)
+    handshakes = sum(each.handshakes for each in attempts)
+    next = _after_survey(attempts)
+    if as_json:
+        routes = [each.as_json() for each in attempts]
+        document = {"accepted": accepted, "routes": routes, "not_tried": open_ended}
+        click.echo(json.dumps({**document, "next": next, "handshakes": handshakes}, indent=2))
+        return accepted
+    for id in open_ended:
+        host = generation.routes[id].config.match.host
+        screen.note(id, f"not tried: its host comes from the call ({host}); sidecert doctor HOST:PORT")
+    screen.line(f"\n{_count(handshakes)} made, and no request was sent.")
+    screen.line(f"Next: {next}")
+    return accepted
+
+
+def _after_survey(attempts: list[Attempt]) -> str:
+    bad = next((each for each in attempts if not each.accepted), None)
+    if bad is None:
+        return "Nothing: make the calls. `sidecert doctor ROUTE` tells more of one."
+    return f"sidecert doctor {bad.subject.route}"
+
+
+def _count(handshakes: int) -> str:
+    return "1 handshake was" if handshakes == 1 else f"{handshakes} handshakes were"
+
+
+class _Screen:
+    """Steps as they are found, and on a terminal what is being done; with --json only the latter."""
+
+    def __init__(self, as_json: bool, names: list[str]) -> None:
+        self._silent = as_json
+        self._console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+        self._ascii = self._console.options.ascii_only
+        self._moves = self._console.is_terminal and not self._console.is_dumb_terminal
+        spinner = "line" if self._ascii else "dots"
+        self._status = self._console.status("", spinner=spinner) if self._moves else None
+        self._width = min(24, max(9, *map(len, names), 0))
+
+    def watch[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work, with the spinner turning. The cursor comes back whatever happens."""
+        with self._status or nullcontext():
+            return asyncio.run(work)
+
+    def doing(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(Text(self._fit(f"{what} ...")))
+
+    def found(self, step: Step) -> None:
+        if not self._silent:
+            self.mark(step)
+            for detail in step.details:
+                self.line(detail, " " * (self._width + 6))
+
+    def note(self, name: str, text: str) -> None:
+        from sidecert.diagnosis import Status, Step
+
+        self.found(Step(name, Status.INFO, text))
+
+    def mark(self, step: Step) -> None:
+        """The line of a step; one without a name is not in the column."""
+        fancy, plain, style = _MARKS.get(step.status, _NO_MARK)
+        name = f"{step.name:<{self._width}}  " if step.name else ""
+        lines = self._wrap(f"{name}{step.text}", " " * 4, " " * (4 + len(name)))
+        margin = "  " if step.name else ""
+        first = lines[0][4:]
+        self._console.print(Text.assemble(margin, (plain if self._ascii else fancy, style), " ", first))
+        for line in lines[1:]:
+            self._console.print(Text(line))
+
+    def line(self, text: str, indent: str = "") -> None:
+        if self._silent:
+            return
+        for part in text.split("\n"):
+            for line in self._wrap(part, indent, indent):
+                self._console.print(Text(line))
+
+    def _wrap(self, text: str, first: str, rest: str) -> list[str]:
+        """Lines for a terminal of this width; elsewhere one line, which tools like better."""
+        text = self._fit(text)
+        if not self._console.is_terminal:
+            return [first + text]
+        wrapper = textwrap.TextWrapper(
+            max(self._console.width, len(rest) + 20),
+            initial_indent=first,
+            subsequent_indent=rest,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return wrapper.wrap(text) or [""]
+
+    def _fit(self, text: str) -> str:
+        """What the terminal can print: neither control characters nor letters that it does not have."""
+        encoding = self._console.encoding
+        return printable(text).encode(encoding, "backslashreplace").decode(encoding)
