@@ -55,7 +55,7 @@ class NotOpened(SidecertError):
 class Peer:
     """Both ends of an open connection, for people to look at. Times are the event loop's.
 
-    Addresses are as the socket names them.
+    Addresses are as the socket names them; None where the upstream has just reset the connection.
     """
 
     address: object
@@ -233,8 +233,8 @@ class UpstreamConnection(asyncio.Protocol):
         """What there is to tell about an open connection."""
         assert self._socket is not None
         return Peer(
-            address=self._socket.getpeername(),
-            own_address=self._socket.getsockname(),
+            address=_told(self._socket.getpeername),
+            own_address=_told(self._socket.getsockname),
             began=self._started,
             connected=self._hello_sent,
             established=self._established,
@@ -519,3 +519,10 @@ class UpstreamConnection(asyncio.Protocol):
         log.error("an error of sidecert's own on an upstream connection", exc_info=exc)
         # The attempt is nobody's fault but ours: its outcome stays open.
         self._end(Ending.ABANDONED, "an error of sidecert's own", cause=exc)
+
+
+def _told(ask: Callable[[], object]) -> object:
+    try:
+        return ask()
+    except OSError:
+        return None

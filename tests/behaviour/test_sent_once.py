@@ -348,11 +348,12 @@ def test_no_death_of_an_upstream_makes_a_call_happen_twice(sidecar: StartSidecar
 
 @pytest.mark.long_form(seconds=900)
 def test_nor_does_it_when_somebody_looks(pki: Pki, tmp_path: Path) -> None:
-    """The same with each call as a flow; an answer is then passed on when it is whole, so that none is cut."""
+    """The same with each call as a flow; an answer is passed on when it is whole, so that none is cut."""
     plan = draw_plan(rounds(300, 3_000))
     with upstreams(plan, pki) as found:
         with inspecting(tmp_path / "tool", config(routes(found, pki), pki.credentials)) as tool:
             carry_out(plan, tool.listener, found)
+            assert "Traceback (most recent call last)" not in tool.output
         for name, upstream in found.items():
             judge_all(plan, name, upstream, held=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,28 @@ def test_request_on_a_connection_that_has_just_ended_is_told_at_once(
         scene.connection.close()
         async with asyncio.timeout(1):
             assert (await scene.ask()).end == "cut"
+
+    play(recorder, acts)
+
+
+def test_connection_that_was_just_reset_can_still_be_described(play: Play, recorder: TlsRecorder) -> None:
+    """Its socket has no address of the other side any more; what else is known is told."""
+
+    async def acts(scene: Scene) -> None:
+        await scene.connection.open()
+        assert scene.connection.peer().address == (recorder.host, recorder.port)
+        came = threading.Event()
+
+        def reset(exchange: Exchange) -> None:
+            exchange.abort()
+            came.set()
+
+        recorder.answer = reset
+        scene.connection.begin(Taker(), b"GET", REQUEST, None)
+        assert came.wait(10)  # while the loop stands still, so that it has not heard of it
+        peer = scene.connection.peer()
+        assert peer.address is None
+        assert peer.chain
 
     play(recorder, acts)
 
