@@ -179,17 +179,25 @@ def _outcome(outcome: Outcome) -> str:
 
 
 def _signature(signature: Signature) -> str:
-    seen = replace(_REFUSED, stage=Stage.PROVEN, ending=Ending.NONE)
-    verdict = explain_answer(
-        signature,
-        seen,
-        status=int(signature.split("_")[1]),
-        server="",
-        upstream=_UPSTREAM,
-        credential=_CREDENTIAL,
-        certificate=_CERTIFICATE,
-    )
-    return _entry(signature, "passed on", [(verdict.title, verdict.cause, verdict.evidence, verdict.remedy)])
+    asked = replace(_REFUSED, stage=Stage.PROVEN, ending=Ending.NONE)
+
+    def case(seen: Observation, certificate: str | None = _CERTIFICATE) -> _Case:
+        verdict = explain_answer(
+            signature,
+            seen,
+            status=int(signature.split("_")[1]),
+            server="",
+            upstream=_UPSTREAM,
+            credential=_CREDENTIAL if certificate else "none",
+            certificate=certificate,
+        )
+        return verdict.title, verdict.cause, verdict.evidence, verdict.remedy
+
+    cases = [case(asked)]
+    not_asked = case(replace(asked, certificate_requested=False))
+    if not_asked[1] != cases[0][1]:  # it says that none came, for which there are more causes
+        cases = [case(replace(asked, certificate_sent=False), None), not_asked, *cases]
+    return _entry(signature, "passed on", cases)
 
 
 def _reason(reason: Reason) -> str:

@@ -73,7 +73,9 @@ def explain_answer(
     )
 
 
-def _none_came(said: str) -> Callable[[_Case], _Words]:
+def _none_came(said: str, not_asked: str = "") -> Callable[[_Case], _Words]:
+    """`not_asked` is the remedy where the handshake went without a certificate for a known reason."""
+
     def words(case: _Case) -> _Words:
         cause = f"{case.upstream} wants a client certificate for this call and has seen none."
         if case.certificate is None:
@@ -86,7 +88,8 @@ def _none_came(said: str) -> Callable[[_Case], _Words]:
             return (
                 said,
                 f"{cause} It did not ask for one in the handshake, so that {case.sent} was not sent.",
-                f"Check `upstream.port`, `upstream.server_name` and `upstream.host_header` of the route: "
+                not_asked
+                or "Check `upstream.port`, `upstream.server_name` and `upstream.host_header` of the route: "
                 "many upstreams ask for certificates under one name or port only. If they are right, "
                 "something in front of the upstream ends TLS and does not ask: compare "
                 f"`{case.try_it}`, then ask those who run it.",
@@ -157,7 +160,12 @@ def _after_the_handshake(case: _Case) -> _Words:
 _WORDS: dict[Signature, Callable[[_Case], _Words]] = {
     Signature.NGINX_400: _refused("The SSL certificate error"),
     Signature.NGINX_400_REQUIRED: _none_came("No required SSL certificate was sent"),
-    Signature.IIS_403_7: _none_came("403.7 - Forbidden: SSL client certificate is required."),
+    Signature.IIS_403_7: _none_came(
+        "403.7 - Forbidden: SSL client certificate is required.",
+        "IIS asks after the handshake unless it is told otherwise. Set `upstream.tls: {max: 1.2}` of the "
+        "route, where it can do so by renegotiation; or have it ask in the handshake: `netsh http add "
+        "sslcert ... clientcertnegotiation=enable` there.",
+    ),
     Signature.IIS_403_12: _not_mapped("403.12 - Forbidden: Mapper denied access."),
     Signature.IIS_403_13: _refused(
         "403.13 - Forbidden: Client certificate has been revoked on the Web server.",

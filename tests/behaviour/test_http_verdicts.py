@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.certs import Pki, expired
+from support.clients import call
+from support.front_peers import apache, plain_service
+from support.inspecting import inspecting
 from support.peers import Peers
 from support.recorder import Exchange, TlsVersion, head
-from support.sidecar import Sidecar, StartSidecar, route
+from support.sidecar import Sidecar, StartSidecar, config, route
 
 TLS: list[TlsVersion] = ["1.2", "1.3"]
 FORBIDDEN = (
@@ -80,6 +84,44 @@ def test_only_the_first_of_its_kind_is_a_warning(sidecar: StartSidecar, peers: P
     assert rejections(running, "orders") == {"nginx_400": 3}
 
 
+@pytest.mark.parametrize("tls", TLS)
+def test_apache_is_counted_only_where_its_403_names_the_certificate(
+    tls: TlsVersion, sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """Per location it asks after the handshake. A bare 403 may be about anything, and counts nothing."""
+    location = """
+        <Location /optional>
+            SSLVerifyClient optional
+            Require ssl-verify-client
+        </Location>
+        <Location /required>
+            SSLVerifyClient require
+        </Location>
+    """
+    with (
+        plain_service() as behind,
+        apache(
+            tmp_path / "apache", pki.upstream, pki.trust, behind, tls=tls, verify="off", extra=location
+        ) as upstream,
+    ):
+        names = ("none", "alice")
+        running = sidecar(*(route(name, upstream, trust=pki.trust, credential=name) for name in names))
+        _check_apache(running, tls)
+
+
+def _check_apache(running: Sidecar, tls: TlsVersion) -> None:
+    bare = running.get("http://none.test/optional")
+    assert bare.status == 403
+    reason = "Reason: Cannot perform Post-Handshake Authentication."
+    expected = {"apache_403": 1} if reason in bare.text else {}
+    assert tls == "1.3" or not expected
+    assert rejections(running, "none") == expected
+    asked = running.get("http://alice.test/required")
+    if tls == "1.2":  # what the remedy says: by renegotiation it works
+        assert asked.status == 200
+    assert (asked.status == 200) == (rejections(running, "alice") == {})
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 def test_answer_in_pieces_is_recognised_and_arrives_byte_for_byte(
     framing: str, sidecar: StartSidecar, peers: Peers, pki: Pki
@@ -125,3 +167,14 @@ def test_answer_that_merely_mentions_a_certificate_is_not_counted(
     assert running.call("HEAD", "http://orders.test/").status == 400
     assert rejections(running, "orders") == {}
     assert told(running, "orders") == []
+
+
+def test_answer_that_is_looked_at_as_a_flow_is_recognised_too(peers: Peers, pki: Pki, tmp_path: Path) -> None:
+    """Inside mitmdump as without it: counted, in the log, and passed on."""
+    whole = config([route("orders", peers.nginx(), trust=pki.trust, credential="stranger")], pki.credentials)
+    with inspecting(tmp_path / "tool", whole) as tool:
+        answer = call(tool.listener, "GET", "http://orders.test/refused")
+        assert answer.status == 400
+        assert "The SSL certificate error" in answer.text
+        assert tool.hooks("/refused")[-1] == "response"
+        tool.wait_for(lambda: "refuses the client certificate" in tool.output)
