@@ -146,8 +146,6 @@ class Exchange:
         if self._connection is not None:
             self._connection.send(body)
             self._wait_for_answer()
-            if self._tunnel:
-                self._caller.set_deadline(self._route_timeouts().stall)
         else:
             self._waiting += body
             if len(self._waiting) > _MAX_WAITING_BODY:
@@ -239,9 +237,11 @@ class Exchange:
         self._wait_for_answer()
 
     def _wait_for_answer(self) -> None:
-        if not self._ended and not self._answer_begun:
+        if not self._ended:
             timeouts = self._route_timeouts()
-            self._caller.set_deadline(timeouts.response if self._asked_whole else timeouts.stall)
+            # While bytes of the request go through, an answer that has begun may wait for them.
+            silent = self._asked_whole and not self._answer_begun
+            self._caller.set_deadline(timeouts.response if silent else timeouts.stall)
 
     def pause_caller(self) -> None:
         """The upstream does not keep up with the request's body."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import select
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -83,6 +86,52 @@ def test_real_servers_refusal_of_a_large_body_arrives(
         assert (got.status, got.exit_code) == (status, 0), got.message
     assert len(upstream.wait_for_arrivals("missing", 2 * TIMES)) == 2 * TIMES
     check_nothing_left(running, kind)
+
+
+def test_answer_goes_on_while_the_request_does(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:
+    """An upstream that sends back what it reads, 6 MB: more than all buffers on the way hold."""
+
+    def send_back(exchange: Exchange) -> None:
+        exchange.send(head(200, ("Transfer-Encoding", "chunked")))
+        for piece in exchange.body_pieces():
+            exchange.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+        exchange.send(b"0\r\n\r\n")
+
+    body = random.randbytes(6_000_000)
+    running = sidecar(route("orders", peers.recorder(answer=send_back), trust=pki.trust))
+    ask = f"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with Talker(running.listener) as talker:
+        sending = threading.Thread(target=talker.send, args=(ask + body,))
+        sending.start()
+        assert talker.read_answer().body == body
+        sending.join()
+    check_nothing_left(running, "orders")
+
+
+def test_answer_that_has_begun_waits_for_a_slow_request(
+    sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """It is no stall when the answer stands still while the request's bytes come."""
+
+    def begin_and_wait(exchange: Exchange) -> None:
+        exchange.send(head(200, ("Content-Length", "5")) + b"be")
+        exchange.read_body()
+        exchange.send(b"gun")
+
+    upstream = peers.recorder(answer=begin_and_wait)
+    running = sidecar(route("orders", upstream, trust=pki.trust, timeouts={"stall": "700ms"}))
+    with Talker(running.listener) as talker:
+        talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 8\r\n\r\n")
+        assert talker.read_until(b"\r\n\r\nbe").startswith(b"HTTP/1.1 200 ")
+        for _ in range(8):
+            time.sleep(0.2)  # 1.6 s in all: more than twice what a stall may take
+            talker.send(b"x")
+        assert talker.read_exactly(3) == b"gun"
+    with Talker(running.listener) as talker:
+        talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 8\r\n\r\nxxx")
+        assert talker.read_until(b"\r\n\r\nbe").startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(ConnectionResetError):  # where both stand still it is one
+            talker.read_exactly(3)
 
 
 def check_nothing_left(running: Sidecar, route_id: str) -> None:
