@@ -23,6 +23,7 @@ from support.recorder import Exchange, TlsRecorder, chunked, cut_short, fixed, h
 from support.sidecar import config
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
 
 
 class Taker:
@@ -165,6 +166,34 @@ def test_answer_that_is_cut_is_told_once(reset: bool, play: Play, recorder: TlsR
         await scene.connection.open()
         taker = await scene.ask()
         assert taker.end == "cut"
+        assert not scene.connection.reusable
+
+    play(recorder, acts)
+
+
+def test_answer_before_a_reset_is_taken_though_the_reset_was_noticed_by_writing(
+    play: Play, recorder: TlsRecorder
+) -> None:
+    """The answer waits unread in the kernel when more of the request meets a connection that is gone."""
+    gone = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(head(413, ("Content-Length", "5")) + b"early")
+        exchange.abort()
+        gone.set()
+
+    recorder.answer = answer
+
+    async def acts(scene: Scene) -> None:
+        await scene.connection.open()
+        taker = Taker()
+        scene.connection.begin(taker, b"POST", POST, None)
+        await asyncio.sleep(0)  # lets uvloop write
+        assert gone.wait(10)  # holding up the loop, so that it reads nothing before it writes
+        scene.connection.send(b"more")
+        async with asyncio.timeout(10):
+            await taker.ended.wait()
+        assert (taker.end, taker.body) == ("whole", b"early")
         assert not scene.connection.reusable
 
     play(recorder, acts)
