@@ -9,13 +9,14 @@ LINTED := addon tests
 # Names of this or that machine and of package indexes have no place in the project's files.
 ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
 
-.PHONY: help setup demo test long bench docs check lint types layers addresses format lock clean
+.PHONY: help setup demo test truth-table long bench docs check lint types layers addresses format lock clean
 
 help:
 	@echo 'make setup    .venv from the hashed lock files'
 	@echo 'make demo     a look-alike service, the sidecar and a call through it (ARGS=--once: then end)'
 	@echo 'make test     all tests (ARGS: for pytest)'
 	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
+	@echo 'make truth-table  addon/TRUTH_TABLE.md from what the tests see of real servers'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
 	@echo 'make docs     the pages that are made from the code: config/errors.md'
 	@echo 'make check    lint, format, types, import layers'
@@ -37,6 +38,9 @@ test: $(STAMP)
 
 long: $(STAMP)
 	SIDECERT_LONG=1 $(BIN)/python -m pytest -m long_form $(ARGS)
+
+truth-table: $(STAMP)
+	SIDECERT_WRITE_TRUTH_TABLE=1 $(BIN)/python -m pytest tests/behaviour/test_truth_table_*.py $(ARGS)
 
 # Of load, per proxy and kind of load; more of either makes the figures steadier.
 ROUNDS ?= 4

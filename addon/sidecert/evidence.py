@@ -94,7 +94,8 @@ def _of_the_end(seen: Observation) -> Iterator[str]:
     elif seen.ending is Ending.TIMEOUT:
         yield f"nothing for {seen.timeout:g} s {_when(seen)}"
     elif seen.ending is Ending.ABANDONED:
-        yield f"we left {_when(seen)}"
+        before_all = seen.stage is Stage.HELLO_SENT
+        yield "we left before any answer to our first message" if before_all else f"we left {_when(seen)}"
     if seen.error and not seen.verify_code:
         yield f"{'OpenSSL says' if seen.ending is Ending.TLS else 'error'}: {clean(seen.error)}"
     if seen.request_sent and seen.stage is not Stage.PROVEN:

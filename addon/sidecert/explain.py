@@ -164,7 +164,8 @@ def _unsupported(case: _Case) -> _Words:
 _REASONS = {
     None: "It closed the connection without a reason, just when it had seen the certificate.",
     _HANDSHAKE_FAILURE: "It gives no reason; this is what TLS 1.2 upstreams say of any such certificate.",
-    _BAD_CERTIFICATE: "It gives no reason; Go, Caddy and some Java upstreams say this whatever is wrong.",
+    _BAD_CERTIFICATE: "It gives no reason; Go, Caddy and some Java upstreams say this whatever is wrong, "
+    "and those built on OpenSSL of a certificate that is not valid yet.",
     _CERTIFICATE_UNKNOWN: "It gives no reason; Java upstreams say this whatever is wrong.",
     _ACCESS_DENIED: "The certificate is valid there, but has no access.",
     _DECRYPT_ERROR: "It could not check our signature with the certificate's key.",

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from sidecert.connect import NotConnected, connect
 from sidecert.errors import BadAnswer, Refusal, SidecertError
+from sidecert.evidence import evidence
 from sidecert.generation import Upstream
 from sidecert.http1 import (
     BodyError,
@@ -222,7 +223,25 @@ class UpstreamConnection(asyncio.Protocol):
                 self._stats.cert_requested(self.seen.certificate_requested)
             if outcome is not Outcome.OK and self.seen.certificate_requested:
                 self._tls.note_acceptable_cas(self.upstream.route.credential)
+            if outcome is Outcome.UNDECIDED:
+                self._log_undecided()  # every other failure is logged with the answer to its call
         return self.outcome
+
+    def _log_undecided(self) -> None:
+        route = self.upstream.route
+        log.info(
+            "the call ended before the upstream's verdict",
+            extra={
+                "event": "undecided",
+                "outcome": Outcome.UNDECIDED.value,
+                "route": route.id,
+                "upstream": self.upstream.label,
+                "credential": route.credential_id,
+                "evidence": evidence(
+                    self.seen, None if route.credential is None else route.credential.subject
+                ),
+            },
+        )
 
     @property
     def ended(self) -> bool:
