@@ -228,6 +228,24 @@ def test_body_that_nobody_wants_is_dropped_for_a_while(play: Play) -> None:
     play(acts)
 
 
+def test_time_to_read_the_last_answer_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that still sends is left after a while; one that does not take what was written is cut."""
+    monkeypatch.setattr(downstream, "_LINGER_SECONDS", 0.02)
+    monkeypatch.setattr(downstream, "_FLUSH_SECONDS", 0.02)
+
+    async def acts(scene: Scene) -> None:
+        scene.feed(b"nonsense\r\n\r\n")
+        scene.feed(b"more")
+        await until(lambda: "abort" in scene.transport.told)
+        assert [word for word in scene.transport.told if word in ("write_eof", "close", "abort")] == [
+            "write_eof",
+            "close",
+            "abort",
+        ]
+
+    play(acts)
+
+
 def test_connection_without_a_request_is_closed_silently(play: Play) -> None:
     """After `keepalive`."""
 

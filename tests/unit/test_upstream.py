@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sidecert import upstream
 from sidecert.errors import BadAnswer
 from sidecert.generation import Upstream
 from sidecert.http1 import ResponseHead
@@ -19,7 +20,7 @@ from sidecert.upstream import NotOpened, UpstreamConnection
 from support.certs import Pki
 from support.inside import LOOPS, LoopKind, generation, new_loop
 from support.peers import Peers
-from support.recorder import Exchange, TlsRecorder, chunked, cut_short, fixed, head, until_close
+from support.recorder import Exchange, TlsRecorder, chunked, cut_short, fixed, head, silence, until_close
 from support.sidecar import config
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -271,6 +272,64 @@ def test_connection_that_was_dropped_is_seen_without_reading(play: Play, recorde
         assert scene.connection.is_alive()
         recorder.drop_connections()  # no await: the loop cannot have noticed
         assert not scene.connection.is_alive()
+
+    play(recorder, acts)
+
+
+class Wordless:
+    """A TLS stream in which no record holds data, as key updates are."""
+
+    closed = False
+    has_output = False
+    failure = None
+
+    def receive(self, data: bytes) -> bytes:
+        return b""
+
+
+def test_tls_messages_without_data_are_bounded(play: Play, recorder: TlsRecorder) -> None:
+    """64 KiB of them end the connection: they would hold the event loop for nothing."""
+    recorder.answer = silence
+
+    async def acts(scene: Scene) -> None:
+        await scene.connection.open()
+        taker = Taker()
+        scene.connection.begin(taker, b"GET", REQUEST, None)
+        scene.connection._tls = Wordless()  # type: ignore[assignment]
+        for _ in range(32):
+            scene.connection.data_received(b"k" * 1024)
+        assert taker.end is None
+        for _ in range(33):
+            scene.connection.data_received(b"k" * 1024)
+        assert taker.end == "cut"
+
+    play(recorder, acts)
+
+
+def test_time_to_take_the_last_of_a_closed_connection_is_bounded(
+    play: Play, recorder: TlsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upstream that reads nothing any more does not keep what was sent in our memory."""
+    monkeypatch.setattr(upstream, "_FLUSH_SECONDS", 0.05)
+    left = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        left.wait(10)
+        exchange.ended = True
+
+    recorder.answer = answer
+
+    async def acts(scene: Scene) -> None:
+        await scene.connection.open()
+        scene.connection.begin(Taker(), b"GET", REQUEST, None)
+        scene.connection.send(b"x" * 20_000_000)
+        wire = scene.connection._socket
+        assert wire is not None
+        scene.connection.close()
+        async with asyncio.timeout(5):
+            while wire.fileno() >= 0:
+                await asyncio.sleep(0.005)
+        left.set()
 
     play(recorder, acts)
 
