@@ -59,7 +59,8 @@ def rejected(
 ) -> None:
     """An answer of the upstream that refuses the client certificate, and is passed on as it is.
 
-    Loud only where it is the `first` of its kind on the route: a caller may go on to call for hours.
+    Loud only where it is the `first` of its kind on the route since the config was loaded: a caller may go on
+    to call for hours.
     """
     credential = upstream.route.credential
     verdict = explain_answer(

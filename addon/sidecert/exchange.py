@@ -317,7 +317,7 @@ class Exchange:
         if signature is not None:
             assert self._connection is not None
             assert self._pool is not None
-            first = self._pool.stats.http_cert_rejection(signature) == 1
+            first = self._pool.count_rejection(signature)
             seen, upstream = self._connection.seen, self._connection.upstream
             calllog.rejected(signature, start, seen, self.name_request(), upstream, first=first)
 

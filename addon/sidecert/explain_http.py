@@ -135,7 +135,19 @@ def _expired(said: str) -> Callable[[_Case], _Words]:
     return words
 
 
-def _not_mapped(said: str) -> Callable[[_Case], _Words]:
+def _no_user(said: str) -> Callable[[_Case], _Words]:
+    def words(case: _Case) -> _Words:
+        return (
+            said,
+            f"{case.upstream} trusts {case.sent}, but knows no user that it belongs to.",
+            f"Have it mapped to a user there ({MAPPING}; in Tomcat's realms the user's name is the "
+            "certificate's subject, as `openssl x509 -in CRT -noout -subject -nameopt RFC2253` writes it).",
+        )
+
+    return words
+
+
+def _no_access(said: str) -> Callable[[_Case], _Words]:
     def words(case: _Case) -> _Words:
         return (
             said,
@@ -166,7 +178,7 @@ _WORDS: dict[Signature, Callable[[_Case], _Words]] = {
         "route, where it can do so by renegotiation; or have it ask in the handshake: `netsh http add "
         "sslcert ... clientcertnegotiation=enable` there.",
     ),
-    Signature.IIS_403_12: _not_mapped("403.12 - Forbidden: Mapper denied access."),
+    Signature.IIS_403_12: _no_access("403.12 - Forbidden: Mapper denied access."),
     Signature.IIS_403_13: _refused(
         "403.13 - Forbidden: Client certificate has been revoked on the Web server.",
         "It is revoked, or the upstream could not reach the list or service of its CA that would tell.",
@@ -180,6 +192,7 @@ _WORDS: dict[Signature, Callable[[_Case], _Words]] = {
     Signature.APACHE_403: _after_the_handshake,
     Signature.KONG_401: _refused("TLS certificate failed verification"),
     Signature.KONG_401_REQUIRED: _none_came("No required TLS certificate was sent"),
+    Signature.TOMCAT_401: _no_user("Cannot authenticate with the provided credentials"),
     Signature.TOMCAT_401_REQUIRED: _none_came("No client certificate chain in this request"),
     Signature.TYK_403: _refused(
         "Certificate with SHA256 ... not allowed", "Its fingerprint is not among those that this API allows."

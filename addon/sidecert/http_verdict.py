@@ -30,6 +30,7 @@ class Signature(StrEnum):
     APACHE_403 = "apache_403"
     KONG_401 = "kong_401"
     KONG_401_REQUIRED = "kong_401_required"
+    TOMCAT_401 = "tomcat_401"
     TOMCAT_401_REQUIRED = "tomcat_401_required"
     TYK_403 = "tyk_403"
     TYK_403_REQUIRED = "tyk_403_required"
@@ -74,6 +75,11 @@ _WORDS: tuple[tuple[Signature, tuple[int, ...], tuple[bytes, ...]], ...] = (
         Signature.TOMCAT_401_REQUIRED,
         (400, 401),
         (b"http status 40", b"no client certificate chain in this request"),
+    ),
+    (
+        Signature.TOMCAT_401,
+        (401,),
+        (b"http status 401", b"cannot authenticate with the provided credentials"),
     ),
     # https://github.com/TykTechnologies/tyk/blob/master/certs/manager.go
     (Signature.TYK_403_REQUIRED, (403,), (b'"error":"client tls certificate is required"',)),

@@ -13,6 +13,7 @@ from collections import deque
 
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Route, Upstream
+from sidecert.http_verdict import Signature
 from sidecert.metrics import RouteStats
 from sidecert.timers import Deadline
 from sidecert.upstream import UpstreamConnection
@@ -47,6 +48,8 @@ class Pool:
         self._retired = False
         self._told_unasked: Route | None = None
         """The route, of a generation, for which the log has that its upstream asks for no certificate."""
+        self._told_rejected: dict[Signature, Route] = {}
+        """The same for each kind of answer that refuses the certificate."""
         self._sweeper = Deadline(self._loop, self._sweep)
 
     def take(self, upstream: Upstream) -> UpstreamConnection | None:
@@ -165,6 +168,13 @@ class Pool:
                 "for certain paths",
             },
         )
+
+    def count_rejection(self, signature: Signature) -> bool:
+        """Count an answer that refuses the certificate; whether it is a generation's first of its kind."""
+        self.stats.http_cert_rejection(signature)
+        first = self._told_rejected.get(signature) is not self.route
+        self._told_rejected[signature] = self.route
+        return first
 
     def _lifetime(self) -> float:
         credential = self.route.credential

@@ -74,7 +74,10 @@ def test_nginx_that_refuses_the_certificate_is_counted_and_explained(
 
 
 def test_only_the_first_of_its_kind_is_a_warning(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:
-    """A caller that goes on calling does not flood the warnings; each call has its line and id."""
+    """A caller that goes on calling does not flood the warnings; each call has its line and id.
+
+    After a reload it is one again: somebody may have put another certificate there, and wants to know.
+    """
     running = sidecar(route("orders", peers.nginx(), trust=pki.trust, credential="stranger"))
     for _ in range(3):
         assert running.get("http://orders.test/").status == 400
@@ -82,6 +85,10 @@ def test_only_the_first_of_its_kind_is_a_warning(sidecar: StartSidecar, peers: P
     assert [record["level"] for record in records] == ["warning", "info", "info"]
     assert len({record["request_id"] for record in records}) == 3
     assert rejections(running, "orders") == {"nginx_400": 3}
+    running.ask_admin("POST", "/-/reload")
+    assert running.get("http://orders.test/").status == 400
+    assert told(running, "orders")[-1]["level"] == "warning"
+    assert rejections(running, "orders") == {"nginx_400": 4}
 
 
 @pytest.mark.parametrize("tls", TLS)

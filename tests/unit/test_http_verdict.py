@@ -65,10 +65,10 @@ KONG_PRETTY = (
     b'{\n  "message": "TLS certificate failed verification",\n  "request_id": "8d5f2c6e1e9d3b5b2c3a"\n}'
 )
 TOMCAT = (
-    b'<!doctype html><html lang="en"><head><title>HTTP Status 401 - Unauthorized</title>'
+    b'<!doctype html><html lang="en"><head><title>HTTP Status 401 \xe2\x80\x93 Unauthorized</title>'
     b'<style type="text/css">body {font-family:Tahoma,Arial,sans-serif;}</style></head><body>'
-    b'<h1>HTTP Status 401 - Unauthorized</h1><hr class="line" /><p><b>Type</b> Status Report</p>'
-    b"<p><b>Message</b> No client certificate chain in this request</p></body></html>"
+    b'<h1>HTTP Status 401 \xe2\x80\x93 Unauthorized</h1><hr class="line" /><p><b>Type</b> Status Report</p>'
+    b"<p><b>Message</b> %s</p></body></html>"
 )
 TOMCAT_5 = (
     b"<html><head><title>Apache Tomcat/5.0.28 - Error report</title></head><body><h1>HTTP Status 400 - "
@@ -107,7 +107,8 @@ REFUSALS = [
     (Signature.IIS_403_16, 403, iis_detailed("403.16", "Verboten")),
     (Signature.KONG_401_REQUIRED, 401, KONG),
     (Signature.KONG_401, 401, KONG_PRETTY),
-    (Signature.TOMCAT_401_REQUIRED, 401, TOMCAT),
+    (Signature.TOMCAT_401_REQUIRED, 401, TOMCAT % b"No client certificate chain in this request"),
+    (Signature.TOMCAT_401, 401, TOMCAT % b"Cannot authenticate with the provided credentials"),
     (Signature.TOMCAT_401_REQUIRED, 400, TOMCAT_5),
     (Signature.TYK_403_REQUIRED, 403, b'{\n    "error": "Client TLS certificate is required"\n}'),
     (Signature.TYK_403, 403, b'{\n    "error": "Certificate with SHA256 %b not allowed"\n}' % (b"5f" * 32)),
@@ -153,6 +154,8 @@ def test_every_signature_has_an_answer_that_shows_it() -> None:
         (403, KONG),
         (401, b'{"message":"Unauthorized"}'),
         (401, b'{"message":"ask why No required TLS certificate was sent"}'),
+        (401, TOMCAT % b"This request requires HTTP authentication"),
+        (401, b'{"error":"Cannot authenticate with the provided credentials"}'),
         (401, b'{"error":"No client certificate chain in this request"}'),
         (401, b"<html><body>[ISS.0084.9004] Access Denied</body></html>"),
         (400, b""),

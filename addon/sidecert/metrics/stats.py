@@ -90,10 +90,9 @@ class RouteStats:
         """Count a handshake by whether the upstream asked for a certificate."""
         self.cert_requests[requested] += 1
 
-    def http_cert_rejection(self, signature: Signature) -> int:
-        """Count an HTTP answer that refuses the certificate; gives back how many of it there were."""
-        count = self.http_rejections[signature] = self.http_rejections.get(signature, 0) + 1
-        return count
+    def http_cert_rejection(self, signature: Signature) -> None:
+        """Count an HTTP answer that refuses the certificate."""
+        self.http_rejections[signature] = self.http_rejections.get(signature, 0) + 1
 
     def outcomes(self) -> dict[Outcome, int]:
         """Attempts per outcome, whatever the credential; outcomes that never came are left out."""
