@@ -103,7 +103,9 @@ def test_good_certificate_is_accepted(
     assert line(report, f"TLS {OTHER[tls]}") == (
         f"· TLS {OTHER[tls]}  not to be had: alert protocol_version (70) in answer to our first message"
     )
-    assert line(report, "its chain") == f"✓ its chain  trusted by {pki.trust}, for the name 127.0.0.1"
+    assert line(report, "its chain") == (
+        f"✓ its chain  issued under the CAs in {pki.trust}, for the name 127.0.0.1"
+    )
     assert re.search(
         r"^ +CN=localhost, issued by CN=sidecert test root, until \S+Z, for localhost; 127.0.0.1; ::1$",
         report,
@@ -122,36 +124,52 @@ def test_good_certificate_is_accepted(
 
 @pytest.mark.parametrize("tls", TLS)
 @pytest.mark.parametrize("peer", ["recorder", "haproxy", "openssl"])
-def test_refused_certificate_is_explained_and_the_others_are_tried(
+def test_refused_certificate_is_told_and_the_others_are_tried(
     peer: str, tls: TlsVersion, doctor: Doctor, peers: Peers, pki: Pki
 ) -> None:
-    """None, one of another CA and an expired one; then alice's, whom the upstream takes."""
+    """None, then one of another CA and an expired one, each with its outcome; and alice's, which is taken."""
     upstream = getattr(peers, peer)(tls=tls)
     late = pki.ca.caller("late", **expired()).write(pki.folder / "late", "late")
-    credentials = {"alice": pki.alice.config, "stranger": pki.stranger.config, "late": late.config}
-    refused = {
-        "none": "client_cert_required",
-        "stranger": "client_cert_unknown_ca",
-        "late": "client_cert_expired",
-    }
-    routes = [route(name, upstream, trust=pki.trust, credential=name) for name in refused]
-    doctor.write(*routes, credentials=credentials)
-    for name, outcome in refused.items():
-        ran = sidecert("doctor", "--json", name, cwd=doctor.folder)
-        told = json.loads(ran.stdout)
-        assert ran.returncode == 1
-        assert (told["outcome"], told["accepted"], told["trusted"]) == (outcome, False, True)
-        assert told["certificate"]["requested"] is told["certificate"]["required"] is True
-        assert any(text.startswith("alert ") for text in told["evidence"])
-        tried = {each["id"]: each["outcome"] for each in told["credentials"]}
-        assert tried == {name: outcome} | {each: refused.get(each, "ok") for each in credentials}
-        assert next(iter(tried)) == name
-        assert told["handshakes"] == 2 + len(credentials)
-        assert told["next"].startswith(
-            f"127.0.0.1:{upstream.port} accepts alice: set `credential: alice` on route {name} if "
-        )
+    credentials = {"stranger": pki.stranger.config, "late": late.config, "alice": pki.alice.config}
+    doctor.write(route("orders", upstream, trust=pki.trust, credential="none"), credentials=credentials)
+    ran = sidecert("doctor", "--json", "orders", cwd=doctor.folder)
+    told = json.loads(ran.stdout)
+    assert (ran.returncode, told["outcome"], told["trusted"]) == (1, "client_cert_required", True)
+    assert "warning: " in ran.stderr  # that one of them is expired
+    assert told["certificate"]["requested"] is told["certificate"]["required"] is True
+    assert [(each["id"], each["outcome"]) for each in told["credentials"]] == [
+        ("none", "client_cert_required"),
+        ("stranger", "client_cert_unknown_ca"),
+        ("late", "client_cert_expired"),
+        ("alice", "ok"),
+    ]
+    for each in told["credentials"][:3]:
+        assert any(text.startswith("alert ") for text in each["evidence"])
+    assert told["handshakes"] == 5
+    assert told["next"].startswith(
+        f"127.0.0.1:{upstream.port} accepts alice: set `credential: alice` on route orders if "
+    )
     if isinstance(upstream, TlsRecorder):
         assert upstream.requests == []
+
+
+def test_refused_certificate_ends_with_the_words_that_a_call_gets(
+    doctor: Doctor, peers: Peers, pki: Pki
+) -> None:
+    """Title, cause, what was seen and the remedy are those of `explain`."""
+    upstream = peers.haproxy()
+    doctor.write(
+        route("orders", upstream, trust=pki.trust, credential="stranger"),
+        credentials={"stranger": pki.stranger.config},
+    )
+    report = doctor.run("orders", status=1)
+    title = "The upstream refused the client certificate (client_cert_unknown_ca)"
+    assert line(report, "as stranger") == f"✗ as stranger  {title}"
+    end = report[report.index(f"\n✗ {title}\n") :]
+    assert f"    {upstream.address} does not know the CA that issued the certificate of the credential" in end
+    assert "    - alert unknown_ca (48) after the handshake\n" in end
+    assert "\n3 handshakes were made, and no request was sent.\n" in end
+    assert next_thing(report).startswith("Use a certificate from one of the CAs that ")
 
 
 @pytest.mark.parametrize("tls", TLS)
@@ -244,7 +262,10 @@ def test_upstream_that_is_not_proven_is_looked_at_without_a_certificate(
         assert "EXPIRED on " in report
         assert line(report, "clock").startswith("! clock  ")
     elif outcome == "server_name_mismatch":
-        assert "for elsewhere.test" in report
+        assert ", for elsewhere.test\n" in report
+    else:
+        end = f"its end leads to CN=sidecert other root, which is not among the CAs in {pki.trust}"
+        assert end in report
     # each handshake that came to the certificate brought none
     assert upstream.handshakes == 0
     upstream.wait_for(lambda: len(upstream.failures) == 2)

@@ -93,7 +93,9 @@ class Diagnosis:
         """Whether the upstream refuses a handshake without a certificate; None where it did not say."""
         if self.base is None or not self.asked:
             return None
-        return False if self.base.proven else True if self.base.outcome is not Outcome.OK else None
+        if self.base.proven:
+            return False
+        return True if self.base.outcome.startswith("client_cert_") else None
 
     @property
     def taken(self) -> Trial | None:

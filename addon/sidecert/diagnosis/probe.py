@@ -57,8 +57,9 @@ class Probe:
 
     @property
     def agreed(self) -> bool:
-        """Version and parameters were agreed on, and it came to the upstream's verdict on us."""
-        return self.seen.stage >= Stage.FINISHED_SENT
+        """Version and parameters were agreed on; whatever went wrong afterwards is about our certificate."""
+        asked = self.seen.certificate_requested
+        return self.seen.stage >= Stage.FINISHED_SENT and (asked or self.outcome is Outcome.OK)
 
 
 async def look(upstream: Upstream, trust: Trust, tls: TlsConfig) -> Probe:
@@ -107,8 +108,8 @@ class _Handshake:
             self._stream = TlsStream(self._context, self._upstream.server_name, self._seen)
             try:
                 await self._shake()
-                self._say(self._stream.close())
-            except _Over:
+                self._socket.send(self._stream.close())
+            except (_Over, OSError):
                 pass
             if self._seen.certificate_requested:
                 self._stream.note_acceptable_cas(self._credential)
@@ -119,13 +120,13 @@ class _Handshake:
         began = self._loop.time()
         try:
             async with asyncio.timeout(limit):
-                self._say(self._stream.start())
+                await self._say(self._stream.start())
                 while not self._stream.established:
                     await self._read()
         except TimeoutError:
             self._seen.ending, self._seen.timeout = Ending.TIMEOUT, limit
             raise _Over from None
-        patience = max(PATIENCE, 4 * (self._loop.time() - began))
+        patience = max(PATIENCE, min(4 * (self._loop.time() - began), limit))
         try:
             async with asyncio.timeout(patience):
                 while self._seen.stage is not Stage.PROVEN:
@@ -147,9 +148,9 @@ class _Handshake:
         try:
             plain = stream.receive(data)
         except TlsFailure as exc:
-            self._say(stream.take_output())  # our alert
+            await self._say(stream.take_output())  # our alert
             self._end(Ending.TLS, str(exc))
-        self._say(stream.take_output())
+        await self._say(stream.take_output())
         if stream.established and (plain or stream.ticket or not self._asks_afterwards()):
             seen.stage = Stage.PROVEN
         elif stream.failure is not None:
@@ -164,12 +165,11 @@ class _Handshake:
         self._seen.ending, self._seen.error = ending, error
         raise _Over
 
-    def _say(self, data: bytes) -> None:
-        """A handshake's few kB fit the socket's buffer; where they cannot go, reading tells why."""
+    async def _say(self, data: bytes) -> None:
         try:
-            self._socket.send(data)
+            await self._loop.sock_sendall(self._socket, data)
         except OSError:
-            pass
+            pass  # what the upstream said before it left is still to be read, and reading tells of the end
 
     def _report(self, address: str, connected: float, stream: TlsStream | None) -> Probe:
         seen = self._seen

@@ -15,6 +15,8 @@ from sidecert.outcome import Outcome, Stage
 from sidecert.words import shown
 
 _MOST_NAMES = 5
+# X509_V_ERR_*: self-signed, or no way to an issuer that is trusted.
+_NO_ISSUER = (18, 19, 20, 21)
 _MOST_WORDS = 2000  # characters of a line
 
 
@@ -50,35 +52,46 @@ def version(diagnosis: Diagnosis, number: str, probe: Probe) -> Step:
 def upstream_certificate(diagnosis: Diagnosis, base: Probe, distrust: Verdict | None, now: float) -> Step:
     """The chain that was presented, and what is wrong with it."""
     subject = diagnosis.subject
+    trusted = "the system's CAs" if subject.trust == "system" else f"the CAs in {subject.trust_label}"
     details = tuple(_describe(each, now) for each in base.chain)
     if distrust is not None:
+        if base.check_code in _NO_ISSUER and base.chain:
+            details += (f"its end leads to {base.chain[-1].issuer}, which is not among {trusted}",)
         return Step("its chain", Status.FAILED, f"{distrust.title} ({distrust.outcome})", details)
     if subject.trust == "insecure":
         return Step("its chain", Status.WARNING, "not checked: the route's trust is `insecure`", details)
-    trust = "the system's CAs" if subject.trust == "system" else subject.trust_label
-    text = f"trusted by {trust}, for the name {subject.upstream.server_name}"
-    return Step("its chain", Status.OK, clean(text), details)
+    text = f"issued under {trusted}, for the name {subject.upstream.server_name}"
+    return Step("its chain", Status.OK, text, details)
 
 
 def request(diagnosis: Diagnosis, base: Probe) -> Iterator[Step]:
     """Whether the upstream asks for a certificate, from which CAs, and what it does without one."""
-    names = base.seen.acceptable_cas
-    if not base.seen.certificate_requested:
-        wanted = any(diagnosis.subject.wanted)
-        status = Status.WARNING if wanted else Status.INFO
-        yield Step("it asks", status, "for no client certificate in the handshake", _LATER)
+    asked, names = base.seen.certificate_requested, base.seen.acceptable_cas
+    differ = tuple(
+        f"under TLS {number} it does {'not ' if asked else ''}ask for one"
+        for number, found in diagnosis.looks.items()
+        if found.agreed and found.seen.certificate_requested != asked
+    )
+    if not asked:
+        status = Status.WARNING if any(diagnosis.subject.wanted) else Status.INFO
+        yield Step("it asks", status, "for no client certificate in the handshake", (*differ, *_LATER))
         return
     listed = f"from {_list(names)}" if names else "from any CA: it names none"
-    yield Step("it asks", Status.OK, f"for a client certificate {listed}")
-    if diagnosis.required:
-        status = Status.INFO if any(diagnosis.subject.wanted) else Status.FAILED
-        yield Step("without", status, f"a handshake without one is refused: {_ending(base)}")
-    elif diagnosis.required is None:
-        text = f"it said nothing within {PATIENCE:g} s to a handshake without one: it may refuse the call"
-        yield Step("without", Status.INFO, text)
-    else:
+    yield Step("it asks", Status.OK, f"for a client certificate {listed}", differ)
+    yield _without(diagnosis, base)
+
+
+def _without(diagnosis: Diagnosis, base: Probe) -> Step:
+    if diagnosis.required is False:
         text = "a handshake without one is accepted too: its verdict on a certificate may come in the answer"
-        yield Step("without", Status.WARNING, f"{text} to a call (nginx: 400)", _LATER)
+        return Step("without", Status.WARNING, f"{text} to a call (nginx: 400)", _LATER)
+    if base.outcome is Outcome.OK:
+        text = f"it said nothing within {PATIENCE:g} s to a handshake without one: it may refuse the call"
+        return Step("without", Status.INFO, text)
+    status = Status.INFO if any(diagnosis.subject.wanted) else Status.FAILED
+    if diagnosis.required:
+        return Step("without", status, f"a handshake without one is refused: {_ending(base)}")
+    return Step("without", status, f"a handshake without one came to nothing: {_ending(base)}")
 
 
 _LATER = (
