@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sidecert.errors import Reason
 from sidecert.explain import explain
-from sidecert.explain_http import explain_answer
+from sidecert.explain_http import NONE_CAME, explain_answer
 from sidecert.explain_reason import REASONS
 from sidecert.http_verdict import Signature
 from sidecert.known_as import IN_GENERAL, KNOWN_AS, OWN_FILES, Saying
@@ -194,9 +194,9 @@ def _signature(signature: Signature) -> str:
         return verdict.title, verdict.cause, verdict.evidence, verdict.remedy
 
     cases = [case(asked)]
-    not_asked = case(replace(asked, certificate_requested=False))
-    if not_asked[1] != cases[0][1]:  # it says that none came, for which there are more causes
-        cases = [case(replace(asked, certificate_sent=False), None), not_asked, *cases]
+    cases.append(case(replace(asked, certificate_requested=False)))
+    if signature in NONE_CAME:
+        cases.append(case(replace(asked, certificate_sent=False), None))
     return _entry(signature, "passed on", cases)
 
 

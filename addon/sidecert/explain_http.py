@@ -66,6 +66,8 @@ def explain_answer(
     said, cause, remedy = _WORDS[signature](case)
     if certificate is None:  # without a certificate nothing of it can be wrong
         _, cause, remedy = _none_came(said)(case)
+    elif not seen.certificate_requested and signature not in NONE_CAME:
+        cause, remedy = _another(case)
     by = f" (Server: {clean(server)})" if server else ""
     seen_by_us = (*evidence(seen, certificate), f"the upstream answered {status}{by}: {said}")
     return AnswerVerdict(
@@ -104,6 +106,15 @@ def _none_came(said: str, not_asked: str = "") -> Callable[[_Case], _Words]:
         )
 
     return words
+
+
+def _another(case: _Case) -> tuple[str, str]:
+    return (
+        f"{case.upstream} did not ask for a client certificate in the handshake, so it can mean {case.sent} "
+        "only if it asked later. More likely it passes on what a service behind it says of another "
+        "certificate: its own.",
+        f"{case.ask}, and which certificate is meant.",
+    )
 
 
 def _refused(said: str, why: str = "") -> Callable[[_Case], _Words]:
@@ -201,3 +212,16 @@ _WORDS: dict[Signature, Callable[[_Case], _Words]] = {
     Signature.HTTP_495: _refused("status 495, in nginx's numbers an SSL certificate error"),
     Signature.HTTP_496: _none_came("status 496, in nginx's numbers no SSL certificate"),
 }
+
+NONE_CAME = frozenset(
+    (
+        Signature.NGINX_400_REQUIRED,
+        Signature.IIS_403_7,
+        Signature.APACHE_403,
+        Signature.KONG_401_REQUIRED,
+        Signature.TOMCAT_401_REQUIRED,
+        Signature.TYK_403_REQUIRED,
+        Signature.HTTP_496,
+    )
+)
+"""Those that say that there was no certificate, not that it was a bad one."""

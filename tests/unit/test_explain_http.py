@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecert.explain_http import AnswerVerdict, explain_answer
+from sidecert.explain_http import NONE_CAME, AnswerVerdict, explain_answer
 from sidecert.http_verdict import Signature
 from sidecert.outcome import Observation, Stage
 
@@ -66,6 +66,13 @@ def test_certificate_that_was_not_asked_for_is_told_from_one_that_was() -> None:
     asked = verdict(Signature.NGINX_400_REQUIRED)
     assert "It did ask in the handshake" in asked.cause
     assert f"`curl -v --cert CRT --key KEY https://{UPSTREAM}/`" in asked.remedy
+
+
+@pytest.mark.parametrize("signature", [each for each in Signature if each not in NONE_CAME])
+def test_certificate_that_was_not_asked_for_is_hardly_the_one_that_is_refused(signature: Signature) -> None:
+    """A gateway passes on what the service behind it says of the gateway's own certificate."""
+    assert "a service behind it" in verdict(signature, asked=False).cause
+    assert "a service behind it" not in verdict(signature).cause
 
 
 def test_refusal_names_the_certificate_and_where_it_is_mapped() -> None:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sidecert.admin.status_page import MAX_ROWS, RouteRow, Snapshot, render
+from sidecert.http_verdict import Signature
 from sidecert.metrics import Metrics
 from sidecert.outcome import Outcome
 
@@ -96,6 +97,16 @@ def test_page_shows_routes_with_their_numbers() -> None:
         *("ok  1", "client_cert_expired  1", "5  active"),
     ):
         assert words in text
+
+
+def test_answers_that_refuse_the_certificate_stand_beside_the_handshakes() -> None:
+    """nginx lets the handshake pass: without this the route would look well."""
+    metrics = Metrics(CollectorRegistry())
+    stats = metrics.route("orders")
+    stats.handshake("alice", Outcome.OK, 0.1)
+    stats.http_cert_rejection(Signature.NGINX_400)
+    text = " ".join(page(metrics, (ORDERS,), {"alice": NOW + DAY}).text.split())
+    assert "ok 1 nginx_400 1" in text
 
 
 def test_route_that_was_never_called_says_so() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
+from sidecert.http_verdict import Signature
 from sidecert.metrics import CredentialLabels, Metrics, RouteStats
 from sidecert.outcome import Outcome
 
@@ -92,20 +93,23 @@ def _route(route: RouteRow, stats: RouteStats) -> str:
     connections = f"{stats.active} <small>active</small> {stats.idle} <small>idle</small>"
     return (
         f"<tr><th>{escape(route.id)}</th><td>{escape(route.match)}</td><td>{upstream}</td>"
-        f"<td>{escape(route.credential)}</td><td>{_outcomes(stats.outcomes())}</td>"
+        f"<td>{escape(route.credential)}</td><td>{_outcomes(stats)}</td>"
         f"<td>{calls}</td><td>{connections}</td></tr>"
     )
 
 
-def _outcomes(outcomes: Mapping[Outcome, int]) -> str:
+def _outcomes(stats: RouteStats) -> str:
+    """Refusals in answers too, which follow upon a handshake that is `ok`."""
+    outcomes, rejections = stats.outcomes(), stats.http_rejections
     if not outcomes:
         return "<small>none yet</small>"
-    chips = []
-    for outcome in Outcome:
-        if count := outcomes.get(outcome):
-            kind = "good" if outcome is Outcome.OK else "bad"
-            chips.append(f'<span class="chip {kind}">{outcome} <b>{count}</b></span>')
-    return " ".join(chips)
+    counts: list[tuple[Outcome | Signature, int]] = [(each, outcomes.get(each, 0)) for each in Outcome]
+    counts += [(each, rejections.get(each, 0)) for each in Signature]
+    return " ".join(
+        f'<span class="chip {"good" if each is Outcome.OK else "bad"}">{each} <b>{count}</b></span>'
+        for each, count in counts
+        if count
+    )
 
 
 def _credentials(credentials: Sequence[CredentialLabels], now: float) -> str:
