@@ -29,6 +29,7 @@ CALLERS = 8
 FIN_RST: tuple[Way, ...] = ("fin", "rst")
 ALL_WAYS: tuple[Way, ...] = ("fin", "rst", "notify")
 
+NAMES = ("new", "old", "mute")
 OF_CONNECTIONS: dict[Point, tuple[Way, ...]] = {
     "accept": FIN_RST,
     "hello": FIN_RST,
@@ -273,25 +274,27 @@ def draw_plan(count: int) -> Plan:
     """In continuous integration the same one for the same code, everywhere else a new one each time."""
     seed = 0 if os.environ.get("CI") else random.randrange(1 << 32)
     print(f"seed {seed}")
-    return Plan(seed, ["new.test", "old.test"], count)
+    return Plan(seed, [f"{name}.test" for name in NAMES], count)
 
 
 @contextmanager
 def upstreams(plan: Plan, pki: Pki) -> Iterator[dict[str, Mortal]]:
-    """Two that meet that fate, by route: one speaks TLS 1.3, the other 1.2."""
+    """Three that meet that fate, by route: of TLS 1.3, of 1.2, and of 1.3 without the tickets that would tell
+    early that it takes our certificate."""
     with (
         mortal(pki.upstream, pki.trust, plan, tls="1.3") as new,
         mortal(pki.upstream, pki.trust, plan, tls="1.2") as old,
+        mortal(pki.upstream, pki.trust, plan, tls="1.3", tickets=False) as mute,
     ):
-        yield {"new": new, "old": old}
+        yield dict(zip(NAMES, (new, old, mute), strict=True))
 
 
 def routes(found: dict[str, Mortal], pki: Pki) -> list[dict[str, Any]]:
-    """Routes to the two; the connections to one of them are few, so that calls wait for each other's."""
-    few = {"pool": {"max_connections": 3}}
+    """Routes to them; the connections to one are few, so that calls wait for each other's."""
+    most = {"new": 100, "old": 3, "mute": 100}
     return [
-        route("new", found["new"], trust=pki.trust),
-        route("old", found["old"], trust=pki.trust, **few),
+        route(name, upstream, trust=pki.trust, pool={"max_connections": most[name]})
+        for name, upstream in found.items()
     ]
 
 

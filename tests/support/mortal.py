@@ -113,7 +113,9 @@ class Mortal:
     point and way; `blind` is the number of those that may have destroyed a request unseen, by a RST.
     """
 
-    def __init__(self, files: Files, trust: Path, fate: Fate, *, tls: TlsVersion | None = None) -> None:
+    def __init__(
+        self, files: Files, trust: Path, fate: Fate, *, tls: TlsVersion | None = None, tickets: bool = True
+    ) -> None:
         self.fate = fate
         self.arrivals: dict[str, list[Arrival]] = {}
         self.deaths: Counter[tuple[Point, Way]] = Counter()
@@ -128,6 +130,8 @@ class Mortal:
         self.context.load_cert_chain(files.certificate, files.key)
         self.context.load_verify_locations(trust)
         self.context.verify_mode = ssl.CERT_REQUIRED
+        if not tickets:
+            self.context.num_tickets = 0
         if tls is not None:
             self.context.minimum_version = self.context.maximum_version = VERSIONS[tls]
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -417,9 +421,11 @@ class _Connection:
 
 
 @contextmanager
-def mortal(files: Files, trust: Path, fate: Fate, *, tls: TlsVersion | None = None) -> Iterator[Mortal]:
+def mortal(
+    files: Files, trust: Path, fate: Fate, *, tls: TlsVersion | None = None, tickets: bool = True
+) -> Iterator[Mortal]:
     """A `Mortal` for the length of a with block."""
-    upstream = Mortal(files, trust, fate, tls=tls)
+    upstream = Mortal(files, trust, fate, tls=tls, tickets=tickets)
     try:
         yield upstream
     finally:
