@@ -7,6 +7,7 @@ One event loop in a thread, so that thousands of connections cost little. Each f
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import struct
@@ -183,16 +184,16 @@ class _Connection:
         return True
 
     async def serve(self, fate: Fate, peer: FatePeer) -> None:
-        """Reads one request's head and does what is to be done about it."""
-        head = b""
+        """Reads one request and does what is to be done about it."""
+        head = await self._read()
+        peer.requests += 1
         while b"\r\n\r\n" not in head:
-            try:
-                piece = self._tls.read(65536)
-            except ssl.SSLWantReadError:
-                self._incoming.write(await self._receive())
-                continue
-            peer.requests += not head
-            head += piece
+            head += await self._read()
+        head, _, body = head.partition(b"\r\n\r\n")
+        found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        left = (int(found[1]) if found else 0) - len(body)
+        while left > 0:
+            left -= len(await self._read())
         if fate.does != "answer":
             await self.do(fate.does)
             return
@@ -201,6 +202,13 @@ class _Connection:
             self._tls.unwrap()
         await self._flush()
         await self.do("close")
+
+    async def _read(self) -> bytes:
+        while True:
+            try:
+                return self._tls.read(65536)
+            except ssl.SSLWantReadError:
+                self._incoming.write(await self._receive())
 
     async def _receive(self) -> bytes:
         data = await self._loop.sock_recv(self.sock, 65536)
