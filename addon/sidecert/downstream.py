@@ -25,6 +25,9 @@ _LINGER_BYTES = 1024 * 1024
 _LINGER_SECONDS = 2.0
 """How much, and how long, is read and dropped before a connection is closed with a request half read: the
 kernel would reset it otherwise, and the answer could be lost (RFC 9112 section 9.6)."""
+_LINGER_BODY_SECONDS = 30.0
+"""How long at most the rest of a body is dropped while it keeps coming, however large it is: wget and Python's
+http.client look for an answer only when they have sent all of it."""
 _FLUSH_SECONDS = 60.0
 """How long a caller may take to read the last of an answer once nothing else is to come."""
 
@@ -75,6 +78,8 @@ class Downstream(asyncio.Protocol):
         self._closing = False
         self._lingering = -1
         """Bytes dropped since the answer that ends the connection; -1 before that."""
+        self._body_until = 0.0
+        """Loop time until which the rest of a body is dropped; 0 where none is on its way."""
         self._eof = False
 
     # -- what the transport tells ----------------------------------------------------------------------
@@ -373,6 +378,8 @@ class Downstream(asyncio.Protocol):
         if self._eof or (self._reader is None and not self._buffer and self._served):
             self._close()
             return
+        if self._reader is not None:
+            self._body_until = asyncio.get_running_loop().time() + _LINGER_BODY_SECONDS
         self._reader = None
         self._buffer = b""
         self._lingering = 0
@@ -383,7 +390,9 @@ class Downstream(asyncio.Protocol):
 
     def _drop(self, size: int) -> None:
         self._lingering += size
-        if self._lingering > _LINGER_BYTES:
+        if self._body_until > asyncio.get_running_loop().time():
+            self._deadline.set(_LINGER_SECONDS)
+        elif self._lingering > _LINGER_BYTES:
             self._close()
 
     def _close(self) -> None:

@@ -11,14 +11,15 @@ from collections.abc import Callable
 import pytest
 
 from support import upstreams
+from support.callers import by_curl, http_client, urllib_opener, wget
 from support.certs import Pki
 from support.clients import Talker, call, curl
 from support.peers import Peers
 from support.recorder import AnswerFunction, Exchange, head
 from support.sidecar import Sidecar, StartSidecar, route
+from support.upstreams import Line
 
-# Less than what sidecert reads and drops behind an early answer, so that callers who send all before they
-# read, as http.client does, get it; and more than fits into one write to the upstream.
+# More than fits into one write to the upstream.
 LARGE = b"x" * 900_000
 TIMES = 20  # a reset that overtakes the answer is a matter of luck
 
@@ -86,6 +87,20 @@ def test_real_servers_refusal_of_a_large_body_arrives(
         assert (got.status, got.exit_code) == (status, 0), got.message
     assert len(upstream.wait_for_arrivals("missing", 2 * TIMES)) == 2 * TIMES
     check_nothing_left(running, kind)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy"])
+def test_callers_that_send_all_before_they_read_get_the_refusal(
+    kind: str, sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """20 MB by wget and Python's libraries: dropped by sidecert, as the upstream does not want them."""
+    extra = "client_max_body_size 1k;" if kind == "nginx" else ""
+    running = sidecar(route(kind, upstreams.start(kind, peers, extra=extra), trust=pki.trust))
+    line = Line(f"http://{kind}.test", running.listener)
+    for caller in (http_client, urllib_opener, wget, by_curl("-H", "Expect:")):
+        for _ in range(3):
+            got = caller(line, "POST", "/missing", b"x" * 20_000_000)
+            assert got.status == (413 if kind == "nginx" else 404), got.note
 
 
 def test_answer_goes_on_while_the_request_does(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:

@@ -212,18 +212,56 @@ def test_caller_that_does_not_read_its_answers_is_not_read_either(play: Play) ->
     play(acts)
 
 
-def test_body_that_nobody_wants_is_dropped_for_a_while(play: Play) -> None:
-    """An early answer: our side is closed, up to a MiB is read and dropped, then the connection ends."""
+def test_body_that_nobody_wants_is_dropped_while_it_comes(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An early answer: our side is closed, the body is read and dropped, for so long at most."""
+    monkeypatch.setattr(downstream, "_LINGER_BODY_SECONDS", 0.5)
 
     async def acts(scene: Scene) -> None:
-        scene.feed(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 9000000\r\n\r\n")
+        scene.feed(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 900000000\r\n\r\n")
         scene.last.answer(keep_alive=False)
         assert scene.transport.told == ["write_eof"]
         scene.connection.pause_writing()  # what was written need not be read for this
+        for _ in range(100):
+            scene.feed(b"x" * 65536)
+        assert scene.transport.told == ["write_eof"]
+
+        def feed_on() -> bool:
+            scene.feed(b"x")
+            return scene.transport.ended
+
+        await until(feed_on)
+        assert scene.transport.told[-1] == "close"
+        assert len(scene.exchanges) == 1
+
+    play(acts)
+
+
+def test_body_that_stops_coming_is_not_waited_for(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an early answer the connection ends soon where nothing more is sent."""
+    monkeypatch.setattr(downstream, "_LINGER_SECONDS", 0.02)
+
+    async def acts(scene: Scene) -> None:
+        scene.feed(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 900000000\r\n\r\n")
+        scene.last.answer(keep_alive=False)
+        scene.feed(b"x")
+        await until(lambda: scene.transport.ended)
+        assert scene.transport.told[-1] == "close"
+
+    play(acts)
+
+
+def test_what_follows_a_malformed_request_is_dropped_for_a_while(play: Play) -> None:
+    """Nobody knows where it ends: up to a MiB is read and dropped, then the connection ends."""
+
+    async def acts(scene: Scene) -> None:
+        scene.feed(b"nonsense\r\n\r\n")
+        assert scene.transport.told == ["write_eof"]
         for _ in range(18):
             scene.feed(b"x" * 65536)
         assert scene.transport.told[-1] == "close"
-        assert len(scene.exchanges) == 1
+        assert not scene.exchanges
 
     play(acts)
 
