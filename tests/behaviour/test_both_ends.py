@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from support.both_ends import BothEnds, Call, Cut, both_ends, whole
 from support.certs import Pki
+from support.inspecting import inspecting
 from support.lengths import rounds
+from support.recorder import tls_recorder
+from support.sidecar import config, route
 from support.wire import (
     NO_BODY,
     Ask,
@@ -269,6 +272,15 @@ def ends(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothEnd
         yield ends
 
 
+@pytest.fixture(scope="module")
+def inspected_ends(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothEnds]:
+    """The same inside mitmdump, where every call is shown to an addon that changes nothing."""
+    with tls_recorder(pki.upstream, pki.trust) as upstream:
+        spec = config([route("orders", upstream, trust=pki.trust)], pki.credentials)
+        with inspecting(tmp_path_factory.mktemp("inspected"), spec) as tool:
+            yield BothEnds([tool.listener], upstream)
+
+
 SLOWLY = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], print_blob=True)
 
 
@@ -288,6 +300,21 @@ def test_both_ends_get_the_same_bytes_through_a_pinned_listener(
 ) -> None:
     """The same where a caller of HTTP/1.0 need not name a host."""
     ends.check(calls, cut_asks, listener=1)
+
+
+def h2c_in(calls: list[Call]) -> bool:
+    """Whether a request offers HTTP/2: an addon of mitmproxy's own takes that offer out."""
+    return any(line.lower() == b"upgrade: h2c" for call in calls for line in call.ask.lines)
+
+
+@settings(SLOWLY, max_examples=rounds(50, 1000))
+@given(calls=pipelines().filter(lambda calls: not h2c_in(calls)), cut_asks=CUTS)
+@pytest.mark.long_form(seconds=900)
+def test_both_ends_get_the_same_bytes_when_somebody_looks(
+    inspected_ends: BothEnds, calls: list[Call], cut_asks: Cut
+) -> None:
+    """A call that was made a flow, and was not changed, goes through as any other."""
+    inspected_ends.check(calls, cut_asks)
 
 
 def test_trailers_stay_with_their_answer(ends: BothEnds) -> None:

@@ -16,9 +16,9 @@ from io import BytesIO
 from pathlib import Path
 
 from support.certs import Pki
-from support.clients import Talker
+from support.clients import Address, Talker
 from support.recorder import Exchange, TlsRecorder, tls_recorder
-from support.sidecar import Sidecar, config, route, running
+from support.sidecar import config, route, running
 from support.wire import Ask, Reply, read_chunks, trailers_passed_on
 
 PATIENCE = 10.0
@@ -65,11 +65,10 @@ class Arrived:
 class BothEnds:
     """Of the listeners, 0 is on TCP, 1 and 2 are unix sockets; 1 is pinned to the one route there is."""
 
-    def __init__(self, sidecar: Sidecar, upstream: TlsRecorder) -> None:
-        self.sidecar = sidecar
+    def __init__(self, listeners: Sequence[Address], upstream: TlsRecorder) -> None:
         self.upstream = upstream
         self.address = upstream.address.encode()
-        self._listeners = sidecar.listeners
+        self._listeners = listeners
         self._script: deque[Call | Raw] = deque()
         self._arrived: list[Arrived] = []
         self._changed = threading.Condition()
@@ -207,4 +206,4 @@ def both_ends(pki: Pki, folder: Path) -> Iterator[BothEnds]:
         )
         spec = config([route("orders", upstream, trust=pki.trust)], pki.credentials, listeners=listeners)
         with running(folder, spec) as sidecar:
-            yield BothEnds(sidecar, upstream)
+            yield BothEnds(sidecar.listeners, upstream)
