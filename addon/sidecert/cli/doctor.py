@@ -111,10 +111,11 @@ def _conclude(screen: _Screen, diagnosis: Diagnosis) -> None:
     cause = told.cause if isinstance(told, Verdict) else told.detail
     screen.line("")
     screen.mark(Step("", status, f"{told.title} ({told.outcome})"))
-    for line in (cause, *(f"- {each}" for each in told.evidence)):
-        screen.line(line, "    ")
+    screen.line(cause, "    ")
+    for each in told.evidence:
+        screen.line(f"- {each}", "    ", "      ")
     screen.line(f"\n{_count(diagnosis.handshakes)} made, and no request was sent.")
-    screen.line(f"Next: {diagnosis.next}")
+    screen.last(f"Next: {diagnosis.next}")
 
 
 def _survey(generation: Generation, as_json: bool) -> bool:
@@ -143,7 +144,7 @@ def _survey(generation: Generation, as_json: bool) -> bool:
         host = generation.routes[id].config.match.host
         screen.note(id, f"not tried: its host comes from the call ({host}); sidecert doctor HOST:PORT")
     screen.line(f"\n{_count(handshakes)} made, and no request was sent.")
-    screen.line(f"Next: {next}")
+    screen.last(f"Next: {next}")
     return accepted
 
 
@@ -201,12 +202,17 @@ class _Screen:
         for line in lines[1:]:
             self._console.print(Text(line))
 
-    def line(self, text: str, indent: str = "") -> None:
+    def line(self, text: str, first: str = "", rest: str | None = None) -> None:
+        """A line, or two where it begins with an empty one; indented by `first`, and its folds by `rest`."""
         if self._silent:
             return
         for part in text.split("\n"):
-            for line in self._wrap(part, indent, indent):
+            for line in self._wrap(part, first, first if rest is None else rest):
                 self._console.print(Text(line))
+
+    def last(self, text: str) -> None:
+        """A line that may hold commands: the terminal folds it, so that they are copied whole."""
+        self._console.print(Text(self._fit(text)))
 
     def _wrap(self, text: str, first: str, rest: str) -> list[str]:
         """Lines for a terminal of this width; elsewhere one line, which tools like better."""

@@ -11,7 +11,7 @@ from sidecert.diagnosis.presented import Presented
 from sidecert.diagnosis.probe import PATIENCE, Probe
 from sidecert.evidence import clean, evidence
 from sidecert.explain import Verdict
-from sidecert.outcome import Outcome, Stage
+from sidecert.outcome import Outcome, Stage, is_certain
 from sidecert.words import shown
 
 _MOST_NAMES = 5
@@ -90,7 +90,8 @@ def _without(diagnosis: Diagnosis, base: Probe) -> Step:
         return Step("without", Status.INFO, text)
     status = Status.INFO if any(diagnosis.subject.wanted) else Status.FAILED
     if diagnosis.required:
-        return Step("without", status, f"a handshake without one is refused: {_ending(base)}")
+        probably = "" if is_certain(base.seen) else "probably "
+        return Step("without", status, f"a handshake without one is {probably}refused: {_ending(base)}")
     return Step("without", status, f"a handshake without one came to nothing: {_ending(base)}")
 
 
