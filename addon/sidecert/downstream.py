@@ -26,8 +26,8 @@ _LINGER_SECONDS = 2.0
 """How much, and how long, is read and dropped before a connection is closed with a request half read: the
 kernel would reset it otherwise, and the answer could be lost (RFC 9112 section 9.6)."""
 _LINGER_BODY_SECONDS = 30.0
-"""How long at most the rest of a body is dropped while it keeps coming, however large it is: wget and Python's
-http.client look for an answer only when they have sent all of it."""
+"""How long at most the rest of a body is dropped while it keeps coming, however large it is: wget and
+Python's http.client look for an answer only when they have sent all of it."""
 _FLUSH_SECONDS = 60.0
 """How long a caller may take to read the last of an answer once nothing else is to come."""
 

@@ -134,12 +134,12 @@ def test_answer_that_has_begun_waits_for_a_slow_request(
         exchange.send(b"gun")
 
     upstream = peers.recorder(answer=begin_and_wait)
-    running = sidecar(route("orders", upstream, trust=pki.trust, timeouts={"stall": "700ms"}))
+    running = sidecar(route("orders", upstream, trust=pki.trust, timeouts={"stall": "1500ms"}))
     with Talker(running.listener) as talker:
         talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 8\r\n\r\n")
         assert talker.read_until(b"\r\n\r\nbe").startswith(b"HTTP/1.1 200 ")
         for _ in range(8):
-            time.sleep(0.2)  # 1.6 s in all: more than twice what a stall may take
+            time.sleep(0.3)  # 2.4 s in all: longer than a stall may take
             talker.send(b"x")
         assert talker.read_exactly(3) == b"gun"
     with Talker(running.listener) as talker:
