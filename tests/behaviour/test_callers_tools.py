@@ -12,7 +12,9 @@ import pytest
 from support import upstreams
 from support.callers import node, program, run
 from support.certs import Pki
-from support.clients import curl
+from support.clients import curl, url
+from support.recorder import TlsRecorder
+from support.sidecar import StartSidecar, route
 from support.upstreams import KINDS, WHOLE, Scene
 
 BIG = bytes(range(256)) * 8192  # 2 MiB: from 1 MiB on curl asks with Expect
@@ -56,6 +58,32 @@ def test_curl_uploads_what_it_reads_from_a_pipe(method: str, kind: str, scene: S
     assert (got.status, got.body, got.exit_code) == (200, counted(BIG), 0), got.message
     [arrival] = scene.upstreams[kind].wait_for_arrivals(mark, 1)
     assert arrival.method == method
+
+
+def test_curls_offer_of_http_2_is_kept_from_the_upstream(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """`--http2` asks for an upgrade to h2c, which would lead past the routes; the call stays 1.1."""
+    running = sidecar(route("orders", recorder, trust=pki.trust))
+    for body in (None, BIG):
+        got = curl("http://orders.test/", "--http2", proxy=running.listener, body=body)
+        assert (got.status, got.json()["length"]) == (200, len(body or b"")), got.message
+    for seen in recorder.requests:
+        named = [seen.header(name) for name in ("Upgrade", "Connection", "HTTP2-Settings")]
+        assert (seen.version, named) == ("HTTP/1.1", [None, None, None])
+
+
+def test_wget_keeps_its_connection_to_the_proxy(scene: Scene) -> None:
+    """Three URLs one after another; wget says that it uses its connection again."""
+    line = scene.line("proxy", "nginx")
+    assert not isinstance(line.proxy, str)
+    assert line.proxy is not None
+    command = [program("wget", "wget"), "-v", "--no-config", "--no-hsts", "--tries=1", "-O", "/dev/null"]
+    targets = [f"{line.base}/{path}?wget-kept" for path in ("small", "chunked", "small")]
+    ran = run(*command, *targets, environment={"http_proxy": url(line.proxy)})
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert ran.stderr.count(b"Reusing existing connection") == 2, ran.stderr.decode()
+    assert len(scene.upstreams["nginx"].wait_for_arrivals("wget-kept", 3)) == 3
 
 
 def test_curl_is_told_why_it_gets_no_tunnel(scene: Scene) -> None:
