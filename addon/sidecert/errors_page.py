@@ -115,8 +115,8 @@ the last part of the answer's `type`. The answer has the cause (`detail`), what 
 The examples here are those of the credential `alice` and the upstream `{upstream}`. In
 their commands CRT, KEY and TRUSTSTORE stand for files of yours.
 
-These words stand for nearly any failed handshake. `sidecert doctor HOST:PORT` or a call through sidecert tells
-which:
+These words stand for nearly any failed handshake. `sidecert doctor HOST:PORT` or a call through sidecert
+tells which:
 
 {general}
 
