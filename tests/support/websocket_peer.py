@@ -61,7 +61,11 @@ def websocket_echo(files: Files, trust: Path, *, verify: bool = True) -> Iterato
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(trust)
 
-    def refuse(connection: ServerConnection, request: Request) -> Response | None:
+    subjects: dict[ServerConnection, str | None] = {}
+
+    def begin(connection: ServerConnection, request: Request) -> Response | None:
+        # Here and not in `talk`: by then a quick caller may have ended the connection.
+        subjects[connection] = _common_name(connection)
         if not request.path.startswith("/refuse/"):
             return None
         response = connection.respond(http.HTTPStatus(int(request.path.rpartition("/")[2])), "not here\n")
@@ -70,9 +74,7 @@ def websocket_echo(files: Files, trust: Path, *, verify: bool = True) -> Iterato
 
     def talk(connection: ServerConnection) -> None:
         assert connection.request is not None
-        session = Session(
-            _common_name(connection), connection.request.path, connection.request.headers["Host"]
-        )
+        session = Session(subjects[connection], connection.request.path, connection.request.headers["Host"])
         peer.sessions.append(session)
         try:
             for message in connection:
@@ -89,7 +91,7 @@ def websocket_echo(files: Files, trust: Path, *, verify: bool = True) -> Iterato
         "127.0.0.1",
         0,
         ssl=context,
-        process_request=refuse,
+        process_request=begin,
         subprotocols=[Subprotocol("v2.echo")],
         max_size=None,
     )
