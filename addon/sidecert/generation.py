@@ -24,6 +24,14 @@ from sidecert.tls import TlsFailure, Trust, make_context
 _MOST_CHOSEN_HOSTS = 1024
 
 
+@dataclass(slots=True)
+class Habits:
+    """What was learned of an upstream from its connections."""
+
+    no_tickets: bool = False
+    """Under TLS 1.3 it took a certificate and sent no session ticket: its silence says nothing."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Upstream:
     """One place that a route calls: where it is, and who it must prove to be."""
@@ -38,6 +46,7 @@ class Upstream:
     """Whatever it calls its own origin: addresses there come back as the caller's (`rewriting`)."""
     chosen_by_caller: bool
     """The host came from a request, through a wildcard: it may not be a private address."""
+    habits: Habits = field(default_factory=Habits)
 
     @property
     def label(self) -> str:

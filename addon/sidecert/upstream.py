@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 
 _MAX_INTERIM = 32
 _MAX_WORDLESS = 64 * 1024
-_HOLD_LEAST = 0.15
-"""Seconds to wait for a TLS 1.3 upstream's verdict on our certificate where it sends no ticket."""
+_HOLD = 1.0
+"""Seconds to wait for a TLS 1.3 upstream's verdict on our certificate, which mostly is a ticket: a busy one
+may take its time to refuse."""
+_HOLD_KNOWN = 0.15
+"""The same where the upstream is known to send no tickets, and its silence has to do."""
 _FLUSH_SECONDS = 60.0
 """How long an upstream may take to read the last of what was sent on a connection that we have closed."""
 _READ_AT_ONCE = 64 * 1024
@@ -192,11 +195,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._established = self._loop.time()
         asks_afterwards = seen.tls_version == "TLSv1.3" and seen.certificate_requested
         if plain or self._tls.ticket or not asks_afterwards:
+            if asks_afterwards:
+                self.upstream.habits.no_tickets = not self._tls.ticket
             seen.stage = Stage.PROVEN
             self._settle()
             self._open()
         elif self._hold is None:
-            wait = max(_HOLD_LEAST, 2 * (self._established - self._hello_sent))
+            least = _HOLD_KNOWN if self.upstream.habits.no_tickets else _HOLD
+            wait = max(least, 2 * (self._established - self._hello_sent))
             self._hold = self._loop.call_later(wait, self._held_long_enough)
 
     def _held_long_enough(self) -> None:

@@ -200,11 +200,15 @@ def test_refusal_is_given_again_to_each_call(sidecar: StartSidecar, peers: Peers
 def test_upstream_without_tickets_is_called_after_a_short_hold(
     sidecar: StartSidecar, peers: Peers, pki: Pki
 ) -> None:
-    """A TLS 1.3 upstream that sends no ticket: the call goes through, and its answer makes it `ok`."""
+    """A TLS 1.3 upstream that sends no ticket: its answer makes it `ok`, and the next wait is shorter."""
     upstream = peers.recorder(tls="1.3", configure=lambda context: setattr(context, "num_tickets", 0))
     running = sidecar(route("orders", upstream, trust=pki.trust))
-    assert running.get("http://orders.test/").status == 200
-    assert running.outcomes("orders") == {"ok": 1}
+    first = running.get("http://orders.test/")
+    assert (first.status, first.seconds >= 1.0) == (200, True)
+    upstream.drop_connections()
+    second = running.get("http://orders.test/")
+    assert (second.status, second.seconds < 1.0) == (200, True)
+    assert running.outcomes("orders") == {"ok": 2}
 
 
 def test_answer_is_plain_text_for_those_who_want_it(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:

@@ -25,7 +25,7 @@ from support.recorder import VERSIONS, TlsVersion
 Point = Literal["accept", "hello", "server hello", "finished", "request"]
 Deed = Literal["close", "reset", "silence", "answer"]
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nfine"
 
 
