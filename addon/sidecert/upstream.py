@@ -202,7 +202,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._open()
         elif self._hold is None:
             least = _HOLD_KNOWN if self.upstream.habits.no_tickets else _HOLD
-            wait = max(least, 2 * (self._established - self._hello_sent))
+            taken = self._established - self._hello_sent
+            limit = self.upstream.route.config.upstream.timeouts.handshake
+            # Well before the handshake's limit, which would make a timeout of an upstream without tickets.
+            wait = min(max(least, 2 * taken), (limit - taken) / 2)
             self._hold = self._loop.call_later(wait, self._held_long_enough)
 
     def _held_long_enough(self) -> None:

@@ -125,7 +125,7 @@ TROUBLES = {
         lambda _, fates, __: fates.listen(Fate("silence", "finished")),
         ("handshake_timeout", "silence", None),
         ("undecided", "silence", "response_timeout"),
-        late=1.5,  # 1 s of hold before the request is sent
+        late=0.8,
     ),
     "closes-after-request": Trouble(
         "Closes after the request",
