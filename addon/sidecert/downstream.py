@@ -12,7 +12,7 @@ from typing import cast
 from sidecert import answers, calllog, refusals
 from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
-from sidecert.http1 import BodyError, BodyReader, ChunkedBody, RequestParser, body_reader, find_head
+from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
 from sidecert.plane import FIRST_REQUEST_GRACE, Listener, Plane
 from sidecert.timers import Deadline
 
@@ -54,33 +54,35 @@ class _Cut(asyncio.Protocol):
 class Downstream(asyncio.Protocol):
     """Made by `accept` for each accepted connection."""
 
+    # The first state of every connection; only what changes costs anything.
+    own_host: str | None = None
+    """The address that the caller called, where the listener is pinned."""
+    _buffer = b""
+    _scanned = 0
+    """Bytes of the buffer that are known to hold no head's end."""
+    _exchange: Exchange | None = None
+    _reader: BodyReader | None = None
+    _tunnel = False
+    _head_awaited = False
+    _served = False
+    _in_turn = False
+    _reading_paused = False
+    _write_paused = False
+    _closing = False
+    _lingering = -1
+    """Bytes dropped since the answer that ends the connection; -1 before that."""
+    _body_until = 0.0
+    """Loop time until which the rest of a body is dropped; 0 where none is on its way."""
+    _eof = False
+
     def __init__(self, plane: Plane, listener: Listener) -> None:
         self.listener = listener
-        self.own_host: str | None = None
-        """The address that the caller called, where the listener is pinned."""
+        self.deadline = Deadline(plane.timers, self._deadline_passed)
         self._plane = plane
+        self._parser = plane.parser
         self._limits = plane.generation.config.limits
         self._stats = plane.metrics.listener(listener.label)
-        self._parser = RequestParser(self._limits.header_bytes)
         self._transport: asyncio.Transport
-        self._deadline = Deadline(asyncio.get_running_loop(), self._deadline_passed)
-        self._buffer = b""
-        self._scanned = 0
-        """Bytes of the buffer that are known to hold no head's end."""
-        self._exchange: Exchange | None = None
-        self._reader: BodyReader | None = None
-        self._tunnel = False
-        self._head_awaited = False
-        self._served = False
-        self._in_turn = False
-        self._reading_paused = False
-        self._write_paused = False
-        self._closing = False
-        self._lingering = -1
-        """Bytes dropped since the answer that ends the connection; -1 before that."""
-        self._body_until = 0.0
-        """Loop time until which the rest of a body is dropped; 0 where none is on its way."""
-        self._eof = False
 
     # -- what the transport tells ----------------------------------------------------------------------
 
@@ -95,21 +97,23 @@ class Downstream(asyncio.Protocol):
             self._plane.connections.add(self)
             if self.listener.route is not None:
                 self.own_host = _own_host(self._transport)
-            self._deadline.set(FIRST_REQUEST_GRACE if self._plane.draining else self._limits.keepalive)
+            self.deadline.set(FIRST_REQUEST_GRACE if self._plane.draining else self._limits.keepalive)
         except Exception as exc:
             self._fault(exc)
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._lingering >= 0:
-                self._drop(len(data))
-            elif self._exchange is None:
+            exchange = self._exchange
+            if exchange is None:
+                if self._lingering >= 0:
+                    self._drop(len(data))
+                    return
                 self._buffer = self._buffer + data if self._buffer else data
                 self._next()
             elif self._tunnel:
-                self._exchange.take_body(data, False, [])
+                exchange.take_body(data, False, [])
             elif self._reader is not None:
-                self._read_body(self._exchange, self._reader, data)
+                self._read_body(exchange, self._reader, data)
             else:
                 self._buffer += data
             if len(self._buffer) > _MAX_PIPELINED and (self._exchange is not None or self._write_paused):
@@ -131,7 +135,7 @@ class Downstream(asyncio.Protocol):
         self._plane.forget(self)
         try:
             self._leave_exchange()
-            self._deadline.close()
+            self.deadline.close()
         except Exception as error:
             log.error("an error of sidecert's own after a downstream connection", exc_info=error)
 
@@ -177,7 +181,7 @@ class Downstream(asyncio.Protocol):
 
     def _begin(self) -> bool:
         """Begin the next request; False where its head has not come in full."""
-        end = find_head(self._buffer, max(0, self._scanned - 3))
+        end = find_head(self._buffer, self._scanned - 3 if self._scanned > 3 else 0)
         try:
             if end < 0:
                 self._parser.check_partial(self._buffer, self._scanned)
@@ -191,15 +195,14 @@ class Downstream(asyncio.Protocol):
             return False
         self._served = True
         self._head_awaited = False
-        self._deadline.clear()
+        self.deadline.clear()
         make_exchange = self._plane.make_exchange or Exchange
         self._exchange = exchange = make_exchange(self._plane, self, head)
-        rest = self._buffer[end:]
-        self._buffer = b""
         if head.body == 0:
-            self._buffer = rest
+            self._buffer = self._buffer[end:]
             exchange.start(b"", True)
             return True
+        rest, self._buffer = self._buffer[end:], b""
         self._reader = reader = body_reader(head.body)
         piece = self._feed(reader, rest)
         if piece is not None:
@@ -209,7 +212,7 @@ class Downstream(asyncio.Protocol):
     def _wait_for_head(self) -> None:
         if not self._head_awaited:
             self._head_awaited = True
-            self._deadline.set(self._limits.header_timeout)
+            self.deadline.set(self._limits.header_timeout)
 
     def _read_body(self, exchange: Exchange, reader: BodyReader, data: bytes) -> None:
         piece = self._feed(reader, data)
@@ -291,7 +294,7 @@ class Downstream(asyncio.Protocol):
             self._end_after_answer()
             return
         self.resume_reading()
-        self._deadline.set(self._limits.keepalive)
+        self.deadline.set(self._limits.keepalive)
         if self._buffer:
             self._next()
 
@@ -309,10 +312,6 @@ class Downstream(asyncio.Protocol):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         finally:
             self._transport.abort()
-
-    def set_deadline(self, seconds: float) -> None:
-        """Call the exchange's `timed_out` in `seconds`, unless set again."""
-        self._deadline.set(seconds)
 
     def pause_reading(self) -> None:
         if not self._reading_paused and not self._closing:
@@ -333,7 +332,7 @@ class Downstream(asyncio.Protocol):
         if self._served:
             self._close()
         else:
-            self._deadline.set(grace)
+            self.deadline.set(grace)
 
     def abort(self) -> None:
         self.cut()
@@ -386,12 +385,12 @@ class Downstream(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self.resume_reading()
-        self._deadline.set(_LINGER_SECONDS)
+        self.deadline.set(_LINGER_SECONDS)
 
     def _drop(self, size: int) -> None:
         self._lingering += size
         if self._body_until > asyncio.get_running_loop().time():
-            self._deadline.set(_LINGER_SECONDS)
+            self.deadline.set(_LINGER_SECONDS)
         elif self._lingering > _LINGER_BYTES:
             self._close()
 
@@ -399,7 +398,7 @@ class Downstream(asyncio.Protocol):
         """Close after what was written has gone out; not waiting for ever."""
         self._closing = True
         self._transport.close()
-        self._deadline.set(_FLUSH_SECONDS)
+        self.deadline.set(_FLUSH_SECONDS)
 
     def _deadline_passed(self) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import perf_counter
 from typing import Protocol
 
 from sidecert import calllog, refusals
@@ -16,6 +17,7 @@ from sidecert.errors import BadAnswer, Refusal
 from sidecert.generation import Upstream
 from sidecert.http1 import (
     CHUNKED,
+    SWITCHING_PROTOCOLS,
     UNTIL_CLOSE,
     BodyError,
     RequestHead,
@@ -30,7 +32,8 @@ from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
 from sidecert.rewriting import rewrite
-from sidecert.upstream import SWITCHING_PROTOCOLS, NotOpened, UpstreamConnection
+from sidecert.timers import Deadline
+from sidecert.upstream import NotOpened, UpstreamConnection
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class Caller(Protocol):
 
     listener: Listener
     own_host: str | None
+    deadline: Deadline
+    """When it passes, it calls the exchange's `timed_out`."""
 
     def addresses(self) -> tuple[object, object]: ...
     def write(self, data: bytes) -> None: ...
@@ -54,7 +59,6 @@ class Caller(Protocol):
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None: ...
     def finish(self, *, keep_alive: bool) -> None: ...
     def cut(self) -> None: ...
-    def set_deadline(self, seconds: float) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
 
@@ -62,57 +66,35 @@ class Caller(Protocol):
 class Exchange:
     """Made by a downstream connection for each request; ends with one `finish` or one `cut` of it."""
 
-    __slots__ = (
-        "_answer_begun",
-        "_answer_framing",
-        "_asked_whole",
-        "_caller",
-        "_connection",
-        "_ended",
-        "_keep_alive",
-        "_opening",
-        "_plane",
-        "_pool",
-        "_retried",
-        "_reused",
-        "_start_of_answer",
-        "_started",
-        "_status",
-        "_tunnel",
-        "_upstream_stuck",
-        "_waiting",
-        "head",
-        "request_id",
-        "sent",
-        "upstream",
-    )
+    # The first state of every call; only what changes costs anything (which slots would not give).
+    upstream: Upstream | None = None
+    request_id = ""
+    """Set where an answer or a log line names it."""
+    sent = False
+    """Bytes of the request were given to an upstream connection: it may have been processed."""
+    _pool: Pool | None = None
+    _connection: UpstreamConnection | None = None
+    _opening: asyncio.Task[None] | None = None
+    _waiting = b""
+    """What of the request waits for a connection."""
+    _asked_whole = False
+    _answer_begun = False
+    _answer_framing = 0
+    _keep_alive = False
+    _reused = False
+    _retried = False
+    _start_of_answer: StartOfAnswer | None = None
+    """Of an answer that may turn out to refuse the certificate."""
+    _tunnel = False
+    _upstream_stuck = False
+    _ended = False
+    _status = 0
 
     def __init__(self, plane: Plane, caller: Caller, head: RequestHead) -> None:
         self.head = head
-        self.upstream: Upstream | None = None
-        self.request_id = ""
-        """Set where an answer or a log line names it."""
-        self.sent = False
-        """Bytes of the request were given to an upstream connection: it may have been processed."""
         self._plane = plane
         self._caller = caller
-        self._pool: Pool | None = None
-        self._connection: UpstreamConnection | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._waiting = b""
-        self._asked_whole = False
-        self._answer_begun = False
-        self._answer_framing = 0
-        self._keep_alive = False
-        self._reused = False
-        self._retried = False
-        self._start_of_answer: StartOfAnswer | None = None
-        """Of an answer that may turn out to refuse the certificate."""
-        self._tunnel = False
-        self._upstream_stuck = False
-        self._ended = False
-        self._status = 0
-        self._started = asyncio.get_running_loop().time()
+        self._started = perf_counter()
 
     # -- the request, from the downstream connection ---------------------------------------------------
 
@@ -188,14 +170,14 @@ class Exchange:
         if self._connection is not None:
             self._connection.resume_reading()
             if self._answer_begun:
-                self._caller.set_deadline(self._route_timeouts().stall)
+                self._caller.deadline.set(self._route_timeouts().stall)
 
     # -- to the upstream -------------------------------------------------------------------------------
 
     def _frame(self, piece: bytes, done: bool, trailers: list[tuple[bytes, bytes]] | None = None) -> bytes:
         if self.head.body != CHUNKED:
             return piece
-        framed = encode_chunk(piece) if piece else b""
+        framed = encode_chunk(piece)
         return framed + last_chunk(trailers or ()) if done else framed
 
     def _open(self) -> None:
@@ -241,7 +223,7 @@ class Exchange:
             timeouts = self._route_timeouts()
             # While bytes of the request go through, an answer that has begun may wait for them.
             silent = self._asked_whole and not self._answer_begun
-            self._caller.set_deadline(timeouts.response if silent else timeouts.stall)
+            self._caller.deadline.set(timeouts.response if silent else timeouts.stall)
 
     def pause_caller(self) -> None:
         """The upstream does not keep up with the request's body."""
@@ -263,35 +245,35 @@ class Exchange:
     def take_answer(self, head: ResponseHead, piece: bytes, done: bool) -> None:
         """The answer's head, with the part of its body that came along."""
         try:
-            self._begin_answer(head, piece, done)
+            self._status = head.status
+            framing = head.body
+            if framing < 0 and head.status != SWITCHING_PROTOCOLS:
+                framing = CHUNKED if self.head.minor >= 1 else UNTIL_CLOSE
+            self._answer_framing = framing
+            self._keep_alive = keep_alive = (
+                self._asked_whole
+                and self.head.keep_alive
+                and framing != UNTIL_CLOSE
+                and not self._plane.draining
+            )
+            if head.special and self.upstream is not None:
+                rewrite(head, self.head, self.upstream.own_origins)
+            data = downstream_head(head, caller_minor=self.head.minor, keep_alive=keep_alive, body=framing)
+            self._answer_begun = True
+            if head.status in STATUSES:
+                self._start_of_answer = StartOfAnswer(head.status, head.headers)
+                self._look_at_answer(self._start_of_answer, piece, done)
+            self._caller.write(data + (self._frame_answer(piece, done) if framing == CHUNKED else piece))
+            if done:
+                self._answered()
+                return
+            self._caller.deadline.set(self._route_timeouts().stall)
+            if head.status == SWITCHING_PROTOCOLS:
+                self._tunnel = True
+                self._keep_alive = False
+                self._caller.become_tunnel()
         except Exception as exc:
             self.fault(exc)
-
-    def _begin_answer(self, head: ResponseHead, piece: bytes, done: bool) -> None:
-        self._status = head.status
-        framing = head.body
-        if framing < 0 and head.status != SWITCHING_PROTOCOLS:
-            framing = CHUNKED if self.head.minor >= 1 else UNTIL_CLOSE
-        self._answer_framing = framing
-        self._keep_alive = (
-            self.head.keep_alive and self._asked_whole and framing != UNTIL_CLOSE and not self._plane.draining
-        )
-        if head.special and self.upstream is not None:
-            rewrite(head, self.head, self.upstream.own_origins)
-        data = downstream_head(head, caller_minor=self.head.minor, keep_alive=self._keep_alive, body=framing)
-        self._answer_begun = True
-        if head.status in STATUSES:
-            self._start_of_answer = StartOfAnswer(head.status, head.headers)
-            self._look_at_answer(self._start_of_answer, piece, done)
-        self._caller.write(data + self._frame_answer(piece, done))
-        if done:
-            self._answered()
-            return
-        self._caller.set_deadline(self._route_timeouts().stall)
-        if head.status == SWITCHING_PROTOCOLS:
-            self._tunnel = True
-            self._keep_alive = False
-            self._caller.become_tunnel()
 
     def take_piece(self, piece: bytes, done: bool) -> None:
         """More of the answer's body."""
@@ -304,7 +286,7 @@ class Exchange:
             if done:
                 self._answered()
             else:
-                self._caller.set_deadline(self._route_timeouts().stall)
+                self._caller.deadline.set(self._route_timeouts().stall)
         except Exception as exc:
             self.fault(exc)
 
@@ -324,11 +306,11 @@ class Exchange:
     def _frame_answer(self, piece: bytes, done: bool) -> bytes:
         if self._answer_framing != CHUNKED:
             return piece
-        framed = encode_chunk(piece) if piece else b""
+        framed = encode_chunk(piece)
         if not done:
             return framed
         assert self._connection is not None
-        return framed + last_chunk(self._connection.trailers)
+        return framed + last_chunk(self._connection.answer.trailers)
 
     def _answered(self) -> None:
         connection = self._connection
@@ -364,7 +346,7 @@ class Exchange:
         elif connection.outcome is not Outcome.OK:
             assert connection.outcome is not None
             self.refuse(self._explain(connection.seen, connection.outcome))
-        elif self._may_send_again(connection.heard):
+        elif self._may_send_again(connection.answer.heard):
             self._retried = True
             assert self._pool is not None
             self._pool.stats.retries += 1
@@ -426,7 +408,7 @@ class Exchange:
     def _end(self, status: int, *, from_upstream: bool = False) -> None:
         """Count the call, once."""
         self._ended = True
-        seconds = asyncio.get_running_loop().time() - self._started
+        seconds = perf_counter() - self._started
         if self._pool is not None:
             self._pool.stats.in_progress -= 1
             self._pool.stats.request(status, from_upstream, seconds)

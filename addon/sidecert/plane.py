@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Generation, Upstream
-from sidecert.http1 import RequestHead
+from sidecert.http1 import RequestHead, RequestParser
 from sidecert.metrics import Metrics
 from sidecert.pool import Pool
+from sidecert.timers import Timers
 
 if TYPE_CHECKING:
     from sidecert.exchange import Caller, Exchange
+
+_FOUND = 1024
+_FOUND_PATH = 256
+"""So many places that calls are for, with paths of so many bytes, are remembered with where they lead."""
 
 FIRST_REQUEST_GRACE = 1.0
 """Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
@@ -44,14 +49,18 @@ class Plane:
     def __init__(self, metrics: Metrics, *, access_log: bool = False) -> None:
         self.metrics = metrics
         self.access_log = access_log
+        self.timers = Timers(asyncio.get_running_loop())
         self.make_exchange: Callable[[Plane, Caller, RequestHead], Exchange] | None = None
         """Set where somebody looks at the traffic: makes exchanges that show themselves as flows."""
         self.generation: Generation
+        self.parser: RequestParser
         self.pools: dict[str, Pool] = {}
         self.connections: set[CallerConnection] = set()
         self.leaving: set[CallerConnection] = set()
         """Those that were refused for want of room, until they have read why."""
         self.draining = False
+        self._found: dict[tuple[object, ...], tuple[Pool, Upstream]] = {}
+        """Of the generation in force only."""
         self._emptied: Callable[[], None] | None = None
 
     def adopt(self, generation: Generation) -> None:
@@ -64,9 +73,11 @@ class Plane:
                 pools[route.id] = self.pools.pop(route.id)
                 pools[route.id].route = route
             else:
-                pools[route.id] = Pool(route, self.metrics.route(route.id))
+                pools[route.id] = Pool(route, self.metrics.route(route.id), self.timers)
         retired, self.pools = self.pools, pools
         self.generation = generation
+        self.parser = RequestParser(generation.config.limits.header_bytes)
+        self._found = {}
         for pool in retired.values():
             pool.retire()
 
@@ -91,6 +102,26 @@ class Plane:
         `own_host` is the address that the caller's connection came in on, which is a name of a pinned
         listener as well: one that is bound to 0.0.0.0 has no other.
         """
+        place = (
+            listener,
+            listener.route,
+            own_host,
+            head.scheme,
+            head.host,
+            head.port,
+            head.path,
+            head.method,
+        )
+        found = self._found.get(place)
+        if found is None:
+            found = self._find(head, listener, own_host)
+            if len(head.path) <= _FOUND_PATH:
+                if len(self._found) >= _FOUND:
+                    self._found.clear()
+                self._found[place] = found
+        return found
+
+    def _find(self, head: RequestHead, listener: Listener, own_host: str | None) -> tuple[Pool, Upstream]:
         router = self.generation.router
         if listener.route is not None:
             if listener.route not in self.pools:

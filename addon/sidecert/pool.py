@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from collections import deque
+from math import inf
 
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Route, Upstream
 from sidecert.http_verdict import Signature
 from sidecert.metrics import RouteStats
-from sidecert.timers import Deadline
+from sidecert.timers import Deadline, Timers
 from sidecert.upstream import UpstreamConnection
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 MAX_AGE = 3600.0
 """Seconds after which a connection is not used again, so that changes of DNS and of the upstream's mind
 about a certificate are noticed."""
-
 
 _IDLE_MARGIN = 1.0
 
@@ -35,13 +35,14 @@ _Waiter = tuple[Upstream, bool, asyncio.Future[UpstreamConnection | None]]
 class Pool:
     """All connections under one route identity, the idle ones by host, last used first."""
 
-    def __init__(self, route: Route, stats: RouteStats) -> None:
+    def __init__(self, route: Route, stats: RouteStats, timers: Timers) -> None:
         self.route = route
         self.stats = stats
-        self._loop = asyncio.get_running_loop()
+        self._limits = route.config.upstream.pool
+        self._timeouts = route.config.upstream.timeouts
+        self._now = timers.now
         self._connections: set[UpstreamConnection] = set()
         self._idle: dict[str, list[UpstreamConnection]] = {}
-        self._idle_count = 0
         self._promised = 0
         """Places given to waiters that have not opened their connection yet."""
         self._waiters: deque[_Waiter] = deque()
@@ -50,18 +51,18 @@ class Pool:
         """The route, of a generation, for which the log has that its upstream asks for no certificate."""
         self._told_rejected: dict[Signature, Route] = {}
         """The same for each kind of answer that refuses the certificate."""
-        self._sweeper = Deadline(self._loop, self._sweep)
+        self._sweeper = Deadline(timers, self._sweep)
+        self._sweep_due = inf
 
     def take(self, upstream: Upstream) -> UpstreamConnection | None:
         """An idle connection to `upstream` that is alive, or None."""
         idle = self._idle.get(upstream.host)
         while idle:
             connection = idle[-1]
-            fresh = self._loop.time() < min(connection.usable_until, connection.idle_until)
-            usable = fresh and connection.is_alive()
+            usable = self._now() < connection.idle_until and connection.is_alive()
             idle.pop()
-            self._count_no_longer_idle(connection)
-            self.stats.active += 1
+            connection.idle_until = 0.0
+            self.stats.idle -= 1
             if usable:
                 self.stats.reuses += 1
                 return connection
@@ -86,10 +87,10 @@ class Pool:
             given.close()
         connection = UpstreamConnection(upstream, self.stats, self._ended)
         self._connections.add(connection)
-        self.stats.active += 1
+        self.stats.connections += 1
         try:
             await connection.open()
-            connection.usable_until = self._loop.time() + self._lifetime()
+            connection.usable_until = self._now() + self._lifetime()
             self._notice_unasked(connection)
         except BaseException:
             connection.leave()  # whatever it was, its place must not stay taken
@@ -98,12 +99,13 @@ class Pool:
 
     def release(self, connection: UpstreamConnection) -> None:
         """Take a connection back after a whole answer; it is kept if it may be used again."""
-        if not connection.reusable or self._retired or self._loop.time() >= connection.usable_until:
+        now = self._now()
+        if not connection.reusable or self._retired or now >= connection.usable_until:
             connection.close()
-        elif self._hand_over(connection):
+        elif self._waiters and self._hand_over(connection):
             pass
-        elif self._idle_count < self.route.config.upstream.pool.max_idle:
-            self._keep_idle(connection)
+        elif self.stats.idle < self._limits.max_idle:
+            self._keep_idle(connection, now)
         else:
             connection.close()
 
@@ -111,7 +113,7 @@ class Pool:
         """Close what is idle, and keep nothing any more: the config has changed what this pool is for."""
         self._retired = True
         self._sweeper.close()
-        for connection in [each for idle in self._idle.values() for each in idle]:
+        for connection in self._all_idle():
             connection.close()
 
     def abort(self) -> None:
@@ -122,33 +124,37 @@ class Pool:
 
     # -- idle connections ------------------------------------------------------------------------------
 
-    def _keep_idle(self, connection: UpstreamConnection) -> None:
-        limit = self.route.config.upstream.timeouts.idle
-        if connection.idle_timeout is not None:
+    def _keep_idle(self, connection: UpstreamConnection, now: float) -> None:
+        until = min(now + self._timeouts.idle, connection.usable_until)
+        if connection.answer.idle_timeout is not None:
             # Its own limit runs from when it sent the answer: leave before it does.
-            limit = min(limit, connection.idle_timeout - _IDLE_MARGIN)
-        connection.idle_until = self._loop.time() + limit
-        self._idle.setdefault(connection.upstream.host, []).append(connection)
-        self._idle_count += 1
+            until = min(until, now + connection.answer.idle_timeout - _IDLE_MARGIN)
+        connection.idle_until = until
+        idle = self._idle.get(connection.upstream.host)
+        if idle is None:
+            self._idle[connection.upstream.host] = [connection]
+        else:
+            idle.append(connection)
         self.stats.idle += 1
-        self.stats.active -= 1
-        self._sweeper.set_no_later(limit)
+        if until < self._sweep_due:
+            self._sweep_by(until, now)
 
-    def _count_no_longer_idle(self, connection: UpstreamConnection) -> None:
-        connection.idle_until = 0.0
-        self._idle_count -= 1
-        self.stats.idle -= 1
-        if not self._idle[connection.upstream.host]:
-            del self._idle[connection.upstream.host]
+    def _sweep_by(self, when: float, now: float) -> None:
+        self._sweep_due = when
+        self._sweeper.set(when - now)
 
     def _sweep(self) -> None:
-        now = self._loop.time()
-        idle = [connection for each in self._idle.values() for connection in each]
-        for connection in idle:
+        now = self._now()
+        self._sweep_due = inf
+        for connection in self._all_idle():
             if connection.idle_until <= now:
                 connection.close()
-        if self._idle_count:
-            self._sweeper.set(min(each.idle_until for each in idle if each.idle_until > now) - now)
+        self._idle = {host: idle for host, idle in self._idle.items() if idle}
+        if self._idle:
+            self._sweep_by(min(connection.idle_until for connection in self._all_idle()), now)
+
+    def _all_idle(self) -> list[UpstreamConnection]:
+        return [connection for idle in self._idle.values() for connection in idle]
 
     def _notice_unasked(self, connection: UpstreamConnection) -> None:
         """Tell once per generation that the route's credential is of no use: everything seems to work."""
@@ -187,20 +193,19 @@ class Pool:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._connections) + self._promised >= self.route.config.upstream.pool.max_connections
+        return len(self._connections) + self._promised >= self._limits.max_connections
 
     def _make_room(self) -> None:
         """Idle connections to other hosts of a wildcard must not keep this one out."""
-        if self._is_full and self._idle_count:
-            oldest = min((idle[0] for idle in self._idle.values()), key=lambda each: each.idle_until)
-            oldest.close()
+        if self._is_full and (idle := self._all_idle()):
+            min(idle, key=lambda connection: connection.idle_until).close()
 
     async def _wait(self, upstream: Upstream, fresh: bool) -> UpstreamConnection | None:
         """A connection that was handed over, or None for the promise of a place to open one."""
-        turn: asyncio.Future[UpstreamConnection | None] = self._loop.create_future()
+        turn: asyncio.Future[UpstreamConnection | None] = asyncio.get_running_loop().create_future()
         waiter = (upstream, fresh, turn)
         self._waiters.append(waiter)
-        limit = self.route.config.upstream.timeouts.connect
+        limit = self._timeouts.connect
         try:
             async with asyncio.timeout(limit):
                 return await turn
@@ -209,7 +214,7 @@ class Pool:
             if isinstance(exc, TimeoutError):
                 raise Refusal.of(
                     Reason.POOL_FULL,
-                    f"all {self.route.config.upstream.pool.max_connections} connections of route "
+                    f"all {self._limits.max_connections} connections of route "
                     f"{self.route.id!r} stayed in use for {limit:g} s",
                     "call less at once, or raise upstream.pool.max_connections of the route",
                     retry_after=1,
@@ -252,9 +257,9 @@ class Pool:
 
     def _ended(self, connection: UpstreamConnection) -> None:
         self._connections.discard(connection)
+        self.stats.connections -= 1
         if connection.idle_until:
+            connection.idle_until = 0.0
+            self.stats.idle -= 1
             self._idle[connection.upstream.host].remove(connection)
-            self._count_no_longer_idle(connection)
-        else:
-            self.stats.active -= 1
         self._promise()

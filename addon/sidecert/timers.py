@@ -1,64 +1,108 @@
-"""A deadline that is cheap to move: it is set for every request and almost never passes."""
+"""Deadlines that are cheap to make and to move: every connection has one, and almost none ever passes."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from math import inf
 
-_NEVER = float("inf")
+log = logging.getLogger(__name__)
+
+TICK = 0.1
+"""Seconds by which a deadline may pass late; never early."""
+
+
+class Timers:
+    """The deadlines of one event loop. Those that are due within the same tick share a timer of the loop."""
+
+    __slots__ = ("_loop", "_waiting", "now")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.now = loop.time
+        self._loop = loop
+        self._waiting: dict[float, tuple[asyncio.TimerHandle, set[Deadline]]] = {}
+
+    def add(self, deadline: Deadline, when: float) -> float:
+        """Have `deadline` looked at in the tick that follows loop time `when`, which is returned."""
+        tick = (when // TICK + 1) * TICK
+        waiting = self._waiting.get(tick)
+        if waiting is None:
+            waiting = self._waiting[tick] = (self._loop.call_at(tick, self._fire, tick), set())
+        waiting[1].add(deadline)
+        return tick
+
+    def remove(self, deadline: Deadline, tick: float) -> None:
+        """Have it looked at in `tick` no more."""
+        waiting = self._waiting.get(tick)
+        if waiting is None:
+            return  # that tick has come, and looks at its deadlines just now
+        waiting[1].discard(deadline)
+        if not waiting[1]:
+            waiting[0].cancel()
+            del self._waiting[tick]
+
+    def _fire(self, tick: float) -> None:
+        _, deadlines = self._waiting.pop(tick)
+        for deadline in deadlines:
+            try:
+                deadline.look(tick)
+            except Exception as exc:
+                log.error("an error of sidecert's own at a deadline", exc_info=exc)
 
 
 class Deadline:
     """Calls `callback` once the time last given to `set` has passed, unless it was set anew or cleared.
 
-    Moving it later only stores a number: the timer underneath finds out when it fires, and waits on.
+    Moving it later only stores a number: the tick that it waits for finds out, and has it wait on.
     """
 
-    __slots__ = ("_armed", "_callback", "_handle", "_loop", "_when")
+    __slots__ = ("_callback", "_now", "_tick", "_timers", "_when")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-        self._loop = loop
+    def __init__(self, timers: Timers, callback: Callable[[], None]) -> None:
+        self._timers = timers
         self._callback = callback
-        self._when = _NEVER
-        self._handle: asyncio.Handle | None = None
-        self._armed = _NEVER
-        """When the handle fires. Not asked of the handle: uvloop's knows no time when it is due at once."""
+        self._now = timers.now
+        self._when = inf
+        self._tick = inf
+        """Loop time at which it is looked at; infinite for never."""
 
     def set(self, seconds: float) -> None:
         """Let it pass in `seconds` from now, whatever was set before."""
-        self._when = when = self._loop.time() + seconds
-        if self._handle is not None:
-            if self._armed <= when:
-                return
-            self._handle.cancel()
-        self._arm()
-
-    def _arm(self) -> None:
-        self._armed = self._when
-        self._handle = self._loop.call_at(self._when, self._fire)
+        self._when = when = self._now() + seconds
+        if when < self._tick:
+            self._wait()
 
     def set_no_later(self, seconds: float) -> None:
         """Let it pass in `seconds` from now, unless it passes before that anyway."""
-        if self._loop.time() + seconds < self._when:
+        if self._now() + seconds < self._when:
             self.set(seconds)
 
     def clear(self) -> None:
         """Let it never pass."""
-        self._when = _NEVER
+        self._when = inf
 
     def close(self) -> None:
-        """Let it never pass, and free the timer."""
-        self._when = _NEVER
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        """Let it never pass, and be forgotten by the loop."""
+        self._when = inf
+        if self._tick != inf:
+            self._timers.remove(self, self._tick)
+            self._tick = inf
 
-    def _fire(self) -> None:
-        self._handle = None
-        if self._when == _NEVER:
+    def look(self, tick: float) -> None:
+        """Pass, if it is time; called when `tick` has come."""
+        if self._tick != tick:
+            return  # another deadline of that tick has moved or closed this one
+        self._tick = inf
+        if self._when == inf:
             return
-        if self._when > self._loop.time():
-            self._arm()
+        if self._when > self._now():
+            self._wait()
             return
-        self._when = _NEVER
+        self._when = inf
         self._callback()
+
+    def _wait(self) -> None:
+        if self._tick != inf:
+            self._timers.remove(self, self._tick)
+        self._tick = self._timers.add(self, self._when)

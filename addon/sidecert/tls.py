@@ -8,8 +8,9 @@ cannot tell a refused certificate from a good one under TLS 1.3.
 from __future__ import annotations
 
 import ipaddress
+import threading
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -25,10 +26,10 @@ Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
 
 _VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _MAX_RECORD = 16384
+_SCRATCH = 2 * _MAX_RECORD
 _FIRST_BYTES = 16
 _UNUSED = _ffi.new("char *[1]")
 """Where BIO_get_mem_data may write an address that nobody looks at: only the size is wanted."""
-_allocate = _ffi.new_allocator(should_clear_after_alloc=False)
 
 # Alerts that are no failures: close_notify, user_canceled (JDK 17 says it before a plain close) and
 # no_renegotiation.
@@ -43,6 +44,26 @@ _CERTIFICATE_REQUEST_READ = b"SSLv3/TLS read server certificate request"
 _SERVER_HELLO_READ = b"SSLv3/TLS read server hello"
 _FINISHED_WRITTEN = b"SSLv3/TLS write finished"
 _TICKET_READ = b"SSLv3/TLS read server session ticket"
+
+
+class _Content(Protocol):
+    """cffi's view of memory: a slice of it is a copy."""
+
+    def __getitem__(self, part: slice) -> bytes: ...
+
+
+class _Scratch(threading.local):
+    """Where OpenSSL writes what is copied at once: to allocate it anew would cost more than the copy.
+
+    One for each thread, since OpenSSL is called with the interpreter's lock released.
+    """
+
+    def __init__(self) -> None:
+        self.address = _ffi.new("char[]", _SCRATCH)
+        self.bytes = cast(_Content, _ffi.buffer(self.address))
+
+
+_scratch = _Scratch()
 
 
 class TlsFailure(SidecertError):
@@ -94,19 +115,20 @@ def _trust(context: SSL.Context, trust: Trust) -> None:
 class TlsStream:
     """One TLS connection to an upstream: bytes in, bytes out, and everything seen goes into `seen`.
 
-    Feed what the transport receives to `receive`; send what `take_output` returns.
+    Feed what the transport receives to `receive`; send what `take_output` returns. For one thread only.
     """
 
     __slots__ = (
         "_blind",
         "_connection",
         "_incoming",
-        "_noted",
         "_outgoing",
+        "_scratch",
         "_ssl",
         "closed",
         "established",
         "failure",
+        "news",
         "seen",
         "ticket",
     )
@@ -121,7 +143,8 @@ class TlsStream:
         """A session ticket has come: a TLS 1.3 upstream sends one only after it has accepted us."""
         self.failure: TlsFailure | None = None
         """Why nothing more can come, where data came before: that is whole and good."""
-        self._noted = False
+        self.news = False
+        """Something other than data has come since output was last taken: output may be waiting."""
         self._blind: Exception | None = None
         """An error of our own while we watched: no verdict can be built on what was seen."""
         self._connection = connection = SSL.Connection(context, None)
@@ -129,6 +152,7 @@ class TlsStream:
         self._ssl = connection._ssl
         self._incoming = connection._into_ssl
         self._outgoing = connection._from_ssl
+        self._scratch = _scratch.address, _scratch.bytes
         connection.set_app_data(self)
         connection.set_connect_state()
         _name(connection, server_name)
@@ -144,9 +168,8 @@ class TlsStream:
 
         Output may be waiting afterwards, even after a failure (an alert): see `take_output`.
         """
-        seen = self.seen
-        if len(seen.first_bytes) < _FIRST_BYTES:
-            seen.first_bytes += data[: _FIRST_BYTES - len(seen.first_bytes)]
+        if not self.established and len(self.seen.first_bytes) < _FIRST_BYTES:
+            self.seen.first_bytes += data[: _FIRST_BYTES - len(self.seen.first_bytes)]
         if _lib.BIO_write(self._incoming, data, len(data)) != len(data):
             raise TlsFailure("OpenSSL has no memory for what came")
         plain = self._read() if self.established or self._handshake() else b""
@@ -156,30 +179,35 @@ class TlsStream:
 
     def send(self, data: bytes) -> bytes:
         """Encrypt `data`, and give back what must go to the transport. Raises TlsFailure."""
-        for start in range(0, len(data), _MAX_RECORD):
-            # A record at a time, since pyOpenSSL lets a write end after the first one.
-            piece = data[start : start + _MAX_RECORD]
-            done = _lib.SSL_write(self._ssl, piece, len(piece))
-            if done <= 0:
-                try:
-                    self._connection._raise_ssl_error(self._ssl, done)
-                except SSL.Error as exc:
-                    raise self._failure(exc) from exc
+        if len(data) <= _MAX_RECORD:
+            self._write(data)
+        else:
+            for start in range(0, len(data), _MAX_RECORD):
+                # A record at a time, since pyOpenSSL lets a write end after the first one.
+                self._write(data[start : start + _MAX_RECORD])
         return self.take_output()
+
+    def _write(self, record: bytes) -> None:
+        if not record:
+            return
+        done = _lib.SSL_write(self._ssl, record, len(record))
+        if done <= 0:
+            try:
+                self._connection._raise_ssl_error(self._ssl, done)
+            except SSL.Error as exc:
+                raise self._failure(exc) from exc
 
     def take_output(self) -> bytes:
         """Bytes that OpenSSL wants sent: handshake messages, alerts, key updates, records."""
-        self._noted = False
-        size = _lib.BIO_get_mem_data(self._outgoing, _UNUSED)
-        if not size:
-            return b""
-        buffer = _allocate("char[]", size)
-        return bytes(_ffi.buffer(buffer, _lib.BIO_read(self._outgoing, buffer, size)))
-
-    @property
-    def has_output(self) -> bool:
-        """Whether output may be waiting although nothing was sent: something other than data was read."""
-        return self._noted
+        self.news = False
+        address, content = self._scratch
+        size = _lib.BIO_read(self._outgoing, address, _SCRATCH)
+        if size < _SCRATCH:
+            return content[:size] if size > 0 else b""
+        output = [content[:]]
+        while (size := _lib.BIO_read(self._outgoing, address, _SCRATCH)) > 0:
+            output.append(content[:size])
+        return b"".join(output)
 
     def close(self) -> bytes:
         """Say close_notify; gives back what must still be sent."""
@@ -231,11 +259,11 @@ class TlsStream:
     def _read(self) -> bytes:
         pieces = []
         retried = False
-        buffer = _allocate("char[]", _MAX_RECORD)
+        address, content = self._scratch
         while True:
-            size = _lib.SSL_read(self._ssl, buffer, _MAX_RECORD)
+            size = _lib.SSL_read(self._ssl, address, _MAX_RECORD)
             if size > 0:
-                pieces.append(bytes(_ffi.buffer(buffer, size)))
+                pieces.append(content[:size])
                 # A read takes a whole record. Asking for one more where nothing is left would cost an
                 # exception per answer.
                 if not _lib.BIO_get_mem_data(self._incoming, _UNUSED):
@@ -297,7 +325,7 @@ def _on_info(connection: SSL.Connection, where: int, ret: int) -> None:
     if stream is None:
         return
     try:
-        stream._noted = True
+        stream.news = True
         if where & SSL.SSL_CB_ALERT:
             stream._on_alert(bool(where & SSL.SSL_CB_READ), ret >> 8, ret & 0xFF)
         elif where & SSL.SSL_CB_LOOP:

@@ -17,23 +17,13 @@ from sidecert.connect import NotConnected, connect
 from sidecert.errors import BadAnswer, Refusal, SidecertError
 from sidecert.evidence import evidence
 from sidecert.generation import Upstream
-from sidecert.http1 import (
-    BodyError,
-    BodyReader,
-    ChunkedBody,
-    CloseBody,
-    ResponseHead,
-    ResponseParser,
-    body_reader,
-    find_head,
-)
+from sidecert.http1 import SWITCHING_PROTOCOLS, AnswerReader, BodyError, ResponseHead
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
 from sidecert.tls import TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)
 
-_MAX_INTERIM = 32
 _MAX_WORDLESS = 64 * 1024
 _HOLD = 1.0
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate, which mostly is a ticket: a busy one
@@ -43,7 +33,6 @@ _HOLD_KNOWN = 0.15
 _FLUSH_SECONDS = 60.0
 """How long an upstream may take to read the last of what was sent on a connection that we have closed."""
 _READ_AT_ONCE = 64 * 1024
-SWITCHING_PROTOCOLS = 101
 
 
 class NotOpened(SidecertError):
@@ -104,12 +93,10 @@ class UpstreamConnection(asyncio.Protocol):
         """Loop time until which the pool keeps it; 0 while it is in use."""
         self.usable_until = 0.0
         """Loop time after which the pool gives it to nobody any more."""
-        self.idle_timeout: int | None = None
-        """Seconds for which the upstream says that it keeps an idle connection, if it says so."""
         self.reusable = False
         """After an answer: whether another exchange may use the connection."""
-        self.heard = False
-        """Whether anything came back since the request began."""
+        self.answer = AnswerReader()
+        """The answer to the request that was begun last, as far as it has come."""
         self._stats = stats
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -131,14 +118,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._wordless = 0
         """Bytes since the last data: tickets are few, a flood of key updates would hold the loop."""
         self._exchange: AnswerTaker | None = None
-        self._method = b""
-        self._parser = ResponseParser()
-        self._buffer = b""
-        self._reader: BodyReader | None = None
-        self.trailers: list[tuple[bytes, bytes]] = []
-        self._keep_alive = False
-        self._interims = 0
-        self._upgrade: bytes | None = None
         self._tunnel = False
 
     # -- opening ---------------------------------------------------------------------------------------
@@ -274,14 +253,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     def begin(self, exchange: AnswerTaker, method: bytes, data: bytes, upgrade: bytes | None) -> None:
         """Send the first bytes of a request; the answer goes to `exchange`."""
-        self.reusable = self.heard = False
+        self.reusable = False
+        self.answer.expect(method, upgrade)
         if self._state is _State.ENDED:
             exchange.upstream_ended(None)  # between its opening and now
             return
         self._exchange = exchange
-        self._method = method
-        self._upgrade = upgrade
-        self._interims = 0
         if self.outcome is None:
             self.seen.request_sent = True
         self.send(data)
@@ -291,9 +268,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._state is _State.ENDED:
             return
         try:
-            self._write(self._tls.send(data))
+            data = self._tls.send(data)
         except TlsFailure as exc:
             self._end(Ending.TLS, str(exc))
+            return
+        if data:
+            assert self._transport is not None
+            self._transport.write(data)
 
     def pause_reading(self) -> None:
         """Let the upstream wait: the caller does not keep up."""
@@ -339,33 +320,37 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            self._receive(data)
+            stream = self._tls
+            try:
+                plain = stream.receive(data)
+            except TlsFailure as exc:
+                self._write(stream.take_output())  # our alert
+                self._end(Ending.TLS, str(exc))
+                return
+            if stream.news or not plain or self.outcome is None:
+                self._note_news(plain, len(data))
+            if plain:
+                self._wordless = 0
+                self._take(plain)
+            if stream.failure is not None:
+                self._end(Ending.TLS, str(stream.failure))
+            elif stream.closed:
+                self._end(Ending.CLOSE_NOTIFY)
         except Exception as exc:
             self._fault(exc)
 
-    def _receive(self, data: bytes) -> None:
-        stream = self._tls
-        try:
-            plain = stream.receive(data)
-        except TlsFailure as exc:
-            self._write(stream.take_output())  # our alert
-            self._end(Ending.TLS, str(exc))
-            return
-        if stream.has_output:
-            self._write(stream.take_output())
+    def _note_news(self, plain: bytes, size: int) -> None:
+        """Something other than data has come, in `size` bytes: a part of the handshake, a ticket, an alert.
+
+        Or the first data of all, which proves that the upstream has accepted us.
+        """
+        self._write(self._tls.take_output())
         if self.outcome is None:
             self._advance(plain)
-        if plain:
-            self._wordless = 0
-            self._take(plain)
-        elif self.outcome is not None:
-            self._wordless += len(data)
+        if self.outcome is not None and not plain:
+            self._wordless += size
             if self._wordless > _MAX_WORDLESS:
                 self._end(Ending.TLS, "the upstream sends TLS messages without any data")
-        if stream.failure is not None:
-            self._end(Ending.TLS, str(stream.failure))
-        elif stream.closed:
-            self._end(Ending.CLOSE_NOTIFY)
 
     def eof_received(self) -> None:
         self._end(Ending.EOF)
@@ -389,7 +374,7 @@ class UpstreamConnection(asyncio.Protocol):
                 data = self._socket.recv(_READ_AT_ONCE)
                 if not data:
                     return
-                self._receive(data)
+                self.data_received(data)
         except OSError:
             pass  # nothing left
         except Exception as exc:
@@ -424,7 +409,6 @@ class UpstreamConnection(asyncio.Protocol):
     # -- the answer ------------------------------------------------------------------------------------
 
     def _take(self, plain: bytes) -> None:
-        self.heard = True
         exchange = self._exchange
         if exchange is None:
             # Nobody asked for anything: a late answer, or a complaint. It must never reach another call.
@@ -433,63 +417,35 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             if self._tunnel:
                 exchange.take_piece(plain, False)
-            elif self._reader is not None:
-                self._take_body(exchange, self._reader, plain)
-            else:
-                self._take_head(exchange, plain)
+                return
+            heads, piece, done = self.answer.feed(plain)
+            if done:
+                self._free()
+            if heads:
+                self._tell(exchange, heads, piece, done)
+            elif piece or done:
+                exchange.take_piece(piece, done)
         except (BadAnswer, BodyError) as exc:
             self._end(Ending.NONE, cause=exc)
         except Exception:
             self._exchange = exchange  # so that it is told, also where it has taken a whole answer
             raise
 
-    def _take_head(self, exchange: AnswerTaker, plain: bytes) -> None:
-        scanned = len(self._buffer)
-        buffer = self._buffer + plain if scanned else plain
-        while True:
-            end = find_head(buffer, max(0, scanned - 3))
-            if end < 0:
-                self._parser.check_partial(buffer, scanned)
-                self._buffer = buffer
-                return
-            head = self._parser.parse(buffer[:end], self._method, self._upgrade)
-            buffer, scanned = buffer[end:], 0
+    def _tell(self, exchange: AnswerTaker, heads: tuple[ResponseHead, ...], piece: bytes, done: bool) -> None:
+        for head in heads:
             if head.status >= 200 or head.status == SWITCHING_PROTOCOLS:
-                break
-            self._interims += 1
-            if self._interims > _MAX_INTERIM:
-                raise BadAnswer(f"It sent more than {_MAX_INTERIM} interim (1xx) answers")
-            exchange.take_interim(head)
-        self._buffer = b""
-        self._keep_alive = head.keep_alive
-        self.idle_timeout = head.idle_timeout
-        if head.status == SWITCHING_PROTOCOLS:
-            self._tunnel = True
-            exchange.take_answer(head, buffer, False)
-            return
-        reader = body_reader(head.body)
-        piece, rest = reader.feed(buffer)
-        if reader.done:
-            self._finish(reader, rest)
-        else:
-            self._reader = reader
-        exchange.take_answer(head, piece, reader.done)
+                self._tunnel = head.status == SWITCHING_PROTOCOLS
+                exchange.take_answer(head, piece, done)
+            else:
+                exchange.take_interim(head)
 
-    def _take_body(self, exchange: AnswerTaker, reader: BodyReader, plain: bytes) -> None:
-        piece, rest = reader.feed(plain)
-        if reader.done:
-            self._finish(reader, rest)
-        exchange.take_piece(piece, reader.done)
-
-    def _finish(self, reader: BodyReader, rest: bytes) -> None:
+    def _free(self) -> None:
         """The answer is whole. What came behind it was asked for by nobody."""
-        self.trailers = reader.trailers if isinstance(reader, ChunkedBody) else []
-        self._reader = None
         self._exchange = None
-        stream = self._tls
+        answer, stream = self.answer, self._tls
         self.reusable = (
-            self._keep_alive
-            and not rest
+            answer.keep_alive
+            and not answer.rest
             and not stream.closed
             and stream.failure is None
             and not self._writing_paused
@@ -536,8 +492,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _tell_end(self, exchange: AnswerTaker | None, ending: Ending, cause: Exception | None) -> None:
         if exchange is not None:
-            if ending is Ending.CLOSE_NOTIFY and (self._tunnel or isinstance(self._reader, CloseBody)):
-                self.trailers = []  # those of the answer before
+            if ending is Ending.CLOSE_NOTIFY and (self._tunnel or self.answer.ends_well()):
                 exchange.take_piece(b"", True)
             else:
                 exchange.upstream_ended(cause)

@@ -29,11 +29,11 @@ import sidecert.refusals
 import sidecert.upstream
 from sidecert.downstream import Downstream
 from sidecert.exchange import Exchange
-from sidecert.http1 import RequestParser, ResponseParser
+from sidecert.http1 import AnswerReader, RequestParser, ResponseParser, answer_reader
 from sidecert.metrics import RouteStats
 from sidecert.plane import Plane
 from sidecert.pool import Pool
-from sidecert.timers import Deadline
+from sidecert.timers import Deadline, Timers
 from sidecert.tls import TlsStream
 from sidecert.upstream import UpstreamConnection
 from support.certs import Pki
@@ -46,7 +46,16 @@ from support.sidecar import Addressed, config, route
 
 HANG = 2.0  # seconds in which a caller must have been told
 BIG = 8 << 20
-CLASSES: tuple[type, ...] = (Downstream, Exchange, UpstreamConnection, Pool, TlsStream, Deadline)
+CLASSES: tuple[type, ...] = (
+    Downstream,
+    Exchange,
+    UpstreamConnection,
+    Pool,
+    AnswerReader,
+    TlsStream,
+    Deadline,
+    Timers,
+)
 OTHERS: tuple[tuple[Any, str], ...] = (
     (Plane, "find"),
     (RequestParser, "parse"),
@@ -68,10 +77,10 @@ OTHERS: tuple[tuple[Any, str], ...] = (
     (sidecert.refusals, "explain"),
     (sidecert.exchange, "last_chunk"),
     (sidecert.exchange, "upstream_head"),
-    (sidecert.upstream, "body_reader"),
+    (answer_reader, "body_reader"),
+    (answer_reader, "find_head"),
     (sidecert.upstream, "connect"),
     (sidecert.upstream, "decide"),
-    (sidecert.upstream, "find_head"),
 )
 # What everything else falls back to when it has failed: these raise once, not for ever.
 LAST_RESORTS = {
@@ -83,7 +92,8 @@ LAST_RESORTS = {
 }
 # These hold nothing but a guard, with nobody behind them to fall back to. What they call is made to raise.
 GUARDS = {
-    "Deadline._fire",
+    "Deadline.look",
+    "Timers._fire",
     "Downstream._deadline_passed",
     "Downstream.connection_lost",
     "Downstream.connection_made",
@@ -104,7 +114,6 @@ BOOKKEEPING = {
     "Exchange._end",
     "Exchange._let_go",
     "Exchange.caller_left",
-    "Pool._count_no_longer_idle",
     "Pool._ended",
     "UpstreamConnection._close_transport",
     "UpstreamConnection._end",

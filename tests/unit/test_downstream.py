@@ -365,7 +365,7 @@ def test_connection_that_cannot_be_made_is_cut_and_never_raises(
     """uvloop would never accept on that listener again."""
 
     async def acts(scene: Scene) -> None:
-        monkeypatch.setattr(downstream, "RequestParser", None)
+        monkeypatch.setattr(downstream, "Deadline", None)
         protocol = accept(scene.plane, Listener("here", None, frozenset()))
         transport = FakeTransport()
         protocol.connection_made(transport)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from sidecert.errors import Refusal
 from sidecert.exchange import Exchange
-from sidecert.http1 import RequestHead, RequestParser, ResponseParser
+from sidecert.http1 import AnswerReader, RequestHead, RequestParser, ResponseParser
 from sidecert.metrics import Metrics
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Listener, Plane
@@ -26,6 +27,7 @@ class FakeCaller:
     """A downstream connection that writes down what it is told."""
 
     own_host = None
+    deadline = SimpleNamespace(set=lambda seconds: None)
 
     def __init__(self) -> None:
         self.listener = Listener("here", None, frozenset())
@@ -51,9 +53,6 @@ class FakeCaller:
     def become_tunnel(self) -> None:
         self.told.append("tunnel")
 
-    def set_deadline(self, seconds: float) -> None:
-        pass
-
     def pause_reading(self) -> None:
         self.told.append("pause")
 
@@ -69,8 +68,7 @@ class FakeConnection:
         self.outcome = Outcome.OK
         self.seen = Observation()
         self.reusable = True
-        self.heard = False
-        self.trailers: list[tuple[bytes, bytes]] = []
+        self.answer = AnswerReader()
         self.sent = b""
         self.ended = False
 
@@ -282,7 +280,7 @@ def test_call_is_not_repeated(what: str, play: Play) -> None:
     async def acts(scene: Scene) -> None:
         connection = FakeConnection(scene.log)
         connection.reusable = what != "fresh"
-        connection.heard = what == "heard"
+        connection.answer.heard = what == "heard"
         scene.pool.ready = [connection]
         scene.exchange.start(b"abcdef" if what == "post" else b"", True)
         scene.exchange.upstream_ended(None)

@@ -208,7 +208,7 @@ def test_plain_numbers_of_the_data_plane_are_read_at_the_scrape(metrics: Metrics
     stats = metrics.route("orders")
     stats.in_progress += 3
     stats.in_progress -= 1
-    stats.idle, stats.active, stats.retries, stats.reuses = 4, 5, 6, 7
+    stats.idle, stats.connections, stats.retries, stats.reuses = 4, 9, 6, 7
     stats.cert_requested(True)
     stats.cert_requested(True)
     stats.cert_requested(False)

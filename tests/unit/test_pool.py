@@ -16,6 +16,7 @@ from sidecert.errors import Refusal
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Observation, Outcome
 from sidecert.pool import MAX_AGE, Pool
+from sidecert.timers import Timers
 from sidecert.upstream import NotOpened
 
 
@@ -30,7 +31,7 @@ class FakeConnection:
         self.upstream = upstream
         self.on_end = on_end
         self.idle_until = self.usable_until = 0.0
-        self.idle_timeout: int | None = None
+        self.answer = SimpleNamespace(idle_timeout=None)
         self.reusable = True
         self.alive = True
         self.ended = False
@@ -67,7 +68,8 @@ def make_pool(
     )
     credential = SimpleNamespace(not_after=time.time() + ends)
     route = SimpleNamespace(config=SimpleNamespace(upstream=upstream), credential=credential, id="orders")
-    return Pool(route, RouteStats())  # type: ignore[arg-type]
+    timers = Timers(asyncio.get_running_loop())
+    return Pool(route, RouteStats(), timers)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -117,9 +119,9 @@ def test_connection_to_one_host_is_not_given_for_another(play: Play) -> None:
     play(main)
 
 
-@pytest.mark.parametrize("trouble", ["dead", "too-old", "idle-too-long"])
+@pytest.mark.parametrize("trouble", ["dead", "idle-too-long"])
 def test_connection_that_is_no_good_is_closed_instead_of_given(trouble: str, play: Play) -> None:
-    """Its end has come, its age is over, or it was idle for long and the sweep has not come yet."""
+    """Its end has come, or it was idle for long and the sweep has not come yet."""
 
     async def main() -> None:
         pool = make_pool()
@@ -129,10 +131,23 @@ def test_connection_that_is_no_good_is_closed_instead_of_given(trouble: str, pla
         if trouble == "dead":
             bad.alive = False
         else:
-            setattr(bad, "usable_until" if trouble == "too-old" else "idle_until", time.monotonic() - 1)
+            bad.idle_until = time.monotonic() - 1
         assert pool.take(A) is good
         assert bad.ended
         assert numbers(pool) == (1, 0)
+
+    play(main)
+
+
+def test_connection_is_not_kept_beyond_its_age(play: Play) -> None:
+    """However long it may be idle."""
+
+    async def main() -> None:
+        pool = make_pool(idle=60)
+        connection = await pool.open(A)
+        connection.usable_until = time.monotonic() + 7
+        pool.release(connection)
+        assert connection.idle_until == connection.usable_until
 
     play(main)
 
@@ -211,7 +226,7 @@ def test_upstreams_own_idle_limit_is_undercut(play: Play) -> None:
     async def main() -> None:
         pool = make_pool(idle=60)
         connection = await pool.open(A)
-        connection.idle_timeout = 5
+        connection.answer.idle_timeout = 5
         pool.release(connection)
         now = asyncio.get_running_loop().time()
         assert connection.idle_until - now == pytest.approx(4, abs=0.5)

@@ -89,7 +89,7 @@ def test_page_shows_routes_with_their_numbers() -> None:
     stats.handshake("alice", Outcome.OK, 0.1)
     stats.handshake("alice", Outcome.CLIENT_CERT_EXPIRED, 0.1)
     stats.request(200, True, 0.1)
-    stats.active = 5
+    stats.connections = 5
     row = RouteRow("orders", ORDERS.match, ORDERS.upstream, "alice", True)
     text = page(metrics, (row,), {"alice": NOW + DAY}).text
     for words in (

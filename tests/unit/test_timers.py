@@ -1,24 +1,22 @@
-"""A deadline passes once, when it was last told to, and not at all when cleared."""
+"""A deadline passes once, within a tick of when it was last told to, and not at all when cleared."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import uvloop
 
-from sidecert.timers import Deadline
+from sidecert.timers import TICK, Deadline, Timers
 
 
 class FakeHandle:
     def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self._when = when
+        self.when = when
         self.callback = callback
         self.cancelled = False
-
-    def when(self) -> float:
-        return self._when
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -35,199 +33,240 @@ class FakeLoop:
     def time(self) -> float:
         return self.now
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> FakeHandle:
+    def call_at(self, when: float, callback: Callable[[float], None], tick: float) -> FakeHandle:
         self.made += 1
-        self.handles.append(FakeHandle(when, callback))
+        self.handles.append(FakeHandle(when, lambda: callback(tick)))
         return self.handles[-1]
 
     def go(self, seconds: float) -> None:
         end = self.now + seconds
-        while due := [each for each in self.handles if not each.cancelled and each.when() <= end]:
-            first = min(due, key=FakeHandle.when)
+        while due := [each for each in self.handles if not each.cancelled and each.when <= end]:
+            first = min(due, key=lambda handle: handle.when)
             self.handles.remove(first)
-            self.now = max(self.now, first.when())
+            self.now = max(self.now, first.when)
             first.callback()
         self.now = end
 
+    @property
+    def waiting(self) -> int:
+        return sum(not handle.cancelled for handle in self.handles)
+
+
+class Scene:
+    """Deadlines on one fake loop, and when they passed."""
+
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.timers = Timers(self.loop)  # type: ignore[arg-type]
+        self.passed: list[float] = []
+
+    def deadline(self) -> Deadline:
+        return Deadline(self.timers, lambda: self.passed.append(self.loop.now))
+
+    def check(self, *due: float) -> None:
+        """So many have passed by now: each when it was due or at most a tick later."""
+        assert len(self.passed) == len(due)
+        for when, at in zip(due, self.passed, strict=True):
+            assert when <= at <= when + TICK + 1e-6
+
 
 @pytest.fixture
-def loop() -> FakeLoop:
-    return FakeLoop()
+def scene() -> Scene:
+    return Scene()
 
 
-@pytest.fixture
-def passed(loop: FakeLoop) -> list[float]:
-    return []
-
-
-@pytest.fixture
-def deadline(loop: FakeLoop, passed: list[float]) -> Deadline:
-    return Deadline(loop, lambda: passed.append(loop.now))  # type: ignore[arg-type]
-
-
-def test_passes_once(loop: FakeLoop, deadline: Deadline, passed: list[float]) -> None:
+def test_passes_once(scene: Scene) -> None:
     """At its time, and not again."""
-    deadline.set(5)
-    loop.go(4.9)
-    assert passed == []
-    loop.go(100)
-    assert passed == [1005.0]
+    scene.deadline().set(5)
+    scene.loop.go(4.99)
+    scene.check()
+    scene.loop.go(100)
+    scene.check(1005)
 
 
-def test_may_be_moved_either_way(loop: FakeLoop, deadline: Deadline, passed: list[float]) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05, TICK, 0.35, 1, 7.77, 75])
+def test_never_passes_early_and_at_most_a_tick_late(scene: Scene, seconds: float) -> None:
+    """Wherever in a tick it begins."""
+    for _ in range(11):
+        due = scene.loop.now + seconds
+        scene.passed.clear()
+        scene.deadline().set(seconds)
+        scene.loop.go(seconds + TICK)
+        scene.check(due)
+        scene.loop.go(0.013)
+
+
+def test_may_be_moved_either_way(scene: Scene) -> None:
     """Later and earlier: the last word counts."""
+    deadline = scene.deadline()
     deadline.set(5)
-    loop.go(4)
+    scene.loop.go(4)
     deadline.set(5)
-    loop.go(4.9)
-    assert passed == []
+    scene.loop.go(4.99)
+    scene.check()
     deadline.set(1)
-    loop.go(1)
-    assert passed == [1009.9]
+    scene.loop.go(1 + TICK)
+    scene.check(1009.99)
+    now = scene.loop.now
     deadline.set(60)
     deadline.set(2)
-    loop.go(2)
-    assert passed == [1009.9, 1011.9]
-    loop.go(100)
-    assert len(passed) == 2
+    scene.loop.go(100)
+    scene.check(1009.99, now + 2)
 
 
-def test_moving_it_later_makes_no_new_timer(loop: FakeLoop, deadline: Deadline) -> None:
+def test_moving_it_later_makes_no_new_timer(scene: Scene) -> None:
     """A thousand requests cost one timer."""
+    deadline = scene.deadline()
     for _ in range(1000):
         deadline.set(5)
-        loop.now += 0.001
-    assert loop.made == 1
+        scene.loop.now += 0.001
+    assert scene.loop.made == 1
 
 
-def test_no_later_moves_it_earlier_only(loop: FakeLoop, deadline: Deadline, passed: list[float]) -> None:
+def test_deadlines_of_one_tick_share_a_timer(scene: Scene) -> None:
+    """A thousand connections cost a few, and the last one to close takes the timer with it."""
+    deadlines = [scene.deadline() for _ in range(1000)]
+    for deadline in deadlines:
+        deadline.set(75)
+        scene.loop.now += TICK / 500
+    assert scene.loop.made <= 3
+    for deadline in deadlines:
+        deadline.close()
+    assert scene.loop.waiting == 0
+
+
+def test_no_later_moves_it_earlier_only(scene: Scene) -> None:
     """What passes before that anyway stays as it is."""
+    deadline = scene.deadline()
     deadline.set_no_later(5)
     deadline.set_no_later(10)
-    loop.go(5)
-    assert passed == [1005.0]
+    scene.loop.go(5 + TICK)
+    scene.check(1005)
+    now = scene.loop.now
     deadline.set(10)
     deadline.set_no_later(3)
-    loop.go(3)
-    assert passed == [1005.0, 1008.0]
+    scene.loop.go(3 + TICK)
+    scene.check(1005, now + 3)
 
 
 @pytest.mark.parametrize("end", ["clear", "close"])
-def test_never_passes_once_it_was_cleared(
-    end: str, loop: FakeLoop, deadline: Deadline, passed: list[float]
-) -> None:
+def test_never_passes_once_it_was_cleared(end: str, scene: Scene) -> None:
     """Cleared or closed; it may be set anew after either."""
+    deadline = scene.deadline()
     deadline.set(5)
     getattr(deadline, end)()
-    loop.go(100)
-    assert passed == []
+    scene.loop.go(100)
+    scene.check()
     deadline.set(5)
-    loop.go(5)
-    assert len(passed) == 1
+    scene.loop.go(5 + TICK)
+    scene.check(1105)
 
 
-def test_may_be_set_from_its_own_callback(loop: FakeLoop) -> None:
+def test_may_be_set_from_its_own_callback(scene: Scene) -> None:
     """As the pool does, to sweep again."""
     times: list[float] = []
 
     def again() -> None:
-        times.append(loop.now)
+        times.append(scene.loop.now)
         if len(times) < 3:
             deadline.set(2)
 
-    deadline = Deadline(loop, again)  # type: ignore[arg-type]
+    deadline = Deadline(scene.timers, again)
     deadline.set(1)
-    loop.go(100)
-    assert times == [1001.0, 1003.0, 1005.0]
+    scene.loop.go(100)
+    assert len(times) == 3
+    assert [round(later - earlier) for earlier, later in pairwise(times)] == [2, 2]
 
 
-def test_close_leaves_no_timer_in_the_loop(loop: FakeLoop, deadline: Deadline) -> None:
+@pytest.mark.parametrize("what", ["close", "clear", "set"])
+def test_deadline_of_the_same_tick_may_be_touched_by_a_callback(scene: Scene, what: str) -> None:
+    """The end of one connection ends another whose time has come as well."""
+    both: list[Deadline] = []
+    passed: list[int] = []
+
+    def touch(own: int) -> None:
+        passed.append(own)
+        other = both[1 - own]
+        if what == "set":
+            other.set(10)
+        else:
+            getattr(other, what)()
+
+    both += [Deadline(scene.timers, lambda: touch(0)), Deadline(scene.timers, lambda: touch(1))]
+    for deadline in both:
+        deadline.set(5)
+    scene.loop.go(5 + TICK)
+    assert len(passed) == 1
+    scene.loop.go(10 + TICK)
+    # the second time it is the other one's turn, which sets the first one again
+    assert len(passed) == (2 if what == "set" else 1)
+    for deadline in both:
+        deadline.close()
+    assert scene.loop.waiting == 0
+
+
+def test_close_leaves_no_timer_in_the_loop(scene: Scene) -> None:
     """A closed connection's deadline holds nothing alive."""
+    deadline = scene.deadline()
     deadline.set(5)
     deadline.close()
-    assert all(handle.cancelled for handle in loop.handles)
+    deadline.close()
+    assert scene.loop.waiting == 0
 
 
-def test_waits_on_when_its_timer_fires_before_it_was_moved_to(
-    loop: FakeLoop, deadline: Deadline, passed: list[float]
-) -> None:
+def test_waits_on_when_its_tick_comes_before_it_was_moved_to(scene: Scene) -> None:
     """One more timer then, not one for each time that it was moved."""
+    deadline = scene.deadline()
     deadline.set(5)
     for _ in range(4):
-        loop.go(1)
+        scene.loop.go(1)
         deadline.set(5)
-    loop.go(1)
-    assert (passed, loop.made) == ([], 2)
-    loop.go(4)
-    assert (passed, loop.made) == ([1009.0], 2)
+    scene.loop.go(1 + TICK)
+    assert (scene.passed, scene.loop.made) == ([], 2)
+    scene.loop.go(4)
+    scene.check(1009)
+    assert scene.loop.made == 2
 
 
-def test_moving_it_earlier_takes_the_later_timer_back(
-    loop: FakeLoop, deadline: Deadline, passed: list[float]
-) -> None:
+def test_moving_it_earlier_takes_the_later_timer_back(scene: Scene) -> None:
     """There is one timer at a time."""
+    deadline = scene.deadline()
     deadline.set(60)
     deadline.set(2)
-    assert [handle.cancelled for handle in loop.handles] == [True, False]
-    loop.go(100)
-    assert passed == [1002.0]
+    assert scene.loop.waiting == 1
+    scene.loop.go(100)
+    scene.check(1002)
 
 
-def test_cleared_timer_is_used_again(loop: FakeLoop, deadline: Deadline, passed: list[float]) -> None:
-    """Between two requests a connection clears its deadline and soon sets it anew."""
-    deadline.set(5)
-    deadline.clear()
-    loop.go(1)
-    deadline.set(5)
-    assert loop.made == 1
-    loop.go(4.5)
-    assert passed == []
-    loop.go(1)
-    assert passed == [1006.0]
-
-
-def test_no_later_counts_anew_once_it_has_passed_or_was_cleared(
-    loop: FakeLoop, deadline: Deadline, passed: list[float]
-) -> None:
+def test_no_later_counts_anew_once_it_has_passed_or_was_cleared(scene: Scene) -> None:
     """What no longer holds bounds nothing."""
+    deadline = scene.deadline()
     deadline.set_no_later(1)
-    loop.go(1)
+    scene.loop.go(1 + TICK)
     deadline.set_no_later(5)
-    loop.go(5)
+    second = scene.loop.now + 5
+    scene.loop.go(5 + TICK)
     deadline.set(1)
     deadline.clear()
     deadline.set_no_later(5)
-    loop.go(5)
-    assert passed == [1001.0, 1006.0, 1011.0]
+    third = scene.loop.now + 5
+    scene.loop.go(5 + TICK)
+    scene.check(1001, second, third)
 
 
-def test_callback_that_raises_leaves_it_passed(loop: FakeLoop) -> None:
-    """It is not called again, and can be set anew."""
-    calls: list[float] = []
+def test_callback_that_raises_leaves_the_others_alone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the others of that tick pass all the same."""
 
     def fail() -> None:
-        calls.append(loop.now)
         raise ZeroDivisionError
 
-    deadline = Deadline(loop, fail)  # type: ignore[arg-type]
-    deadline.set(1)
-    with pytest.raises(ZeroDivisionError):
-        loop.go(1)
-    loop.go(100)
-    assert calls == [1001.0]
-    deadline.set(1)
-    with pytest.raises(ZeroDivisionError):
-        loop.go(1)
-
-
-def test_closing_twice_is_harmless(loop: FakeLoop, deadline: Deadline) -> None:
-    """Also where it was never set."""
-    deadline.close()
-    deadline.set(1)
-    deadline.close()
-    deadline.close()
-    loop.go(2)
-    assert loop.made == 1
+    for deadline in (scene.deadline(), Deadline(scene.timers, fail), scene.deadline()):
+        deadline.set(1)
+    scene.loop.go(1 + TICK)
+    scene.check(1001, 1001)
+    assert "ZeroDivisionError" in caplog.text
+    scene.loop.go(100)
+    assert caplog.text.count("Traceback") == 1
 
 
 REAL = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -235,10 +274,11 @@ REAL = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 @pytest.mark.parametrize("factory", REAL, ids=["asyncio", "uvloop"])
 def test_passes_on_a_real_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """Moved later, then earlier: once, and not before its time."""
+    """Once, and not before its time, wherever it was moved; also one that was due at once."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        timers = Timers(loop)
         passed: list[float] = []
         event = asyncio.Event()
 
@@ -246,7 +286,10 @@ def test_passes_on_a_real_loop(factory: Callable[[], asyncio.AbstractEventLoop])
             passed.append(loop.time())
             event.set()
 
-        deadline = Deadline(loop, note)
+        deadline, moved = Deadline(timers, note), Deadline(timers, lambda: passed.append(0))
+        for soon in (0.0, 0.0001):
+            moved.set(soon)
+            moved.set(60)
         deadline.set(0.005)
         deadline.set(60)
         due = loop.time() + 0.02
@@ -255,52 +298,7 @@ def test_passes_on_a_real_loop(factory: Callable[[], asyncio.AbstractEventLoop])
             await event.wait()
         assert len(passed) == 1
         assert passed[0] >= due - 0.002  # libuv counts in milliseconds
-
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main())
-
-
-@pytest.mark.parametrize("factory", REAL, ids=["asyncio", "uvloop"])
-def test_waits_on_a_real_loop_when_moved_later(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """The timer underneath fires first, and waits on."""
-
-    async def main() -> None:
-        passed: list[str] = []
-        first, second = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def note(name: str, event: asyncio.Event) -> None:
-            passed.append(name)
-            event.set()
-
-        moved = Deadline(loop, lambda: note("moved", second))
-        other = Deadline(loop, lambda: note("other", first))
-        moved.set(0.001)
-        moved.set(0.05)
-        other.set(0.02)
-        async with asyncio.timeout(5):
-            await first.wait()
-            await second.wait()
-        assert passed == ["other", "moved"]
-
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main())
-
-
-@pytest.mark.parametrize("factory", REAL, ids=["asyncio", "uvloop"])
-def test_may_be_moved_when_it_is_due_at_once(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """A drain of 0 s, or what rounds to 0 ms: uvloop makes no timer of these, but calls soon."""
-
-    async def main() -> None:
-        passed: list[str] = []
-        deadline = Deadline(asyncio.get_running_loop(), lambda: passed.append("passed"))
-        for soon in (0.0, 0.0001):
-            deadline.set(soon)
-            deadline.set(60)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert passed == []
-        deadline.close()
+        moved.close()
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())

@@ -9,6 +9,7 @@ Everything that two readers could understand differently is refused: requests as
 
 from __future__ import annotations
 
+from sidecert.http1.answer_reader import SWITCHING_PROTOCOLS, AnswerReader
 from sidecert.http1.cookie_names import hide
 from sidecert.http1.framing import (
     CHUNKED,
@@ -21,6 +22,7 @@ from sidecert.http1.framing import (
     LengthBody,
     body_reader,
     encode_chunk,
+    find_head,
     last_chunk,
 )
 from sidecert.http1.hopbyhop import LOCATION, OWS, REFRESH
@@ -33,7 +35,9 @@ __all__ = [
     "LOCATION",
     "OWS",
     "REFRESH",
+    "SWITCHING_PROTOCOLS",
     "UNTIL_CLOSE",
+    "AnswerReader",
     "BodyError",
     "BodyReader",
     "ChunkedBody",
@@ -51,15 +55,3 @@ __all__ = [
     "last_chunk",
     "upstream_head",
 ]
-
-
-def find_head(buffer: bytes | bytearray, start: int = 0) -> int:
-    """Index just past the CRLFCRLF that ends the first head, or -1.
-
-    `start` is where the search goes on when more bytes have come: 3 before the old end, or 0. Up to two empty
-    lines before a head are skipped.
-    """
-    if start == 0 and buffer.startswith(b"\r\n"):
-        start = 4 if buffer.startswith(b"\r\n\r\n") else 2
-    end = buffer.find(b"\r\n\r\n", start)
-    return end + 4 if end >= 0 else -1

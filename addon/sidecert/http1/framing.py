@@ -38,6 +38,18 @@ _BAD_SIZE: Final = (
 )
 
 
+def find_head(buffer: bytes | bytearray, start: int = 0) -> int:
+    """Index just past the CRLFCRLF that ends the first head, or -1.
+
+    `start` is where the search goes on when more bytes have come: 3 before the old end, or 0. Up to two empty
+    lines before a head are skipped.
+    """
+    if start == 0 and buffer.startswith(b"\r\n"):
+        start = 4 if buffer.startswith(b"\r\n\r\n") else 2
+    end = buffer.find(b"\r\n\r\n", start)
+    return end + 4 if end >= 0 else -1
+
+
 class BodyError(ValueError):
     """A body, or the headers that frame it, is malformed or over a cap; `right` says what would be right."""
 

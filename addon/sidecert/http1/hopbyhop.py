@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from sidecert.http1.memo import Memo
+
 KEEP: Final = 0  # passed on: same place, case and bytes
 DROP: Final = 1  # belongs to one hop only, or imitates a header that does
 HOST: Final = 2
@@ -154,18 +156,13 @@ def _kind(name: bytes) -> int:
     return KEEP
 
 
-class _Kinds(dict[bytes, int]):
-    """A memo of `_kind`, so that a name costs one look-up; callers choose names, hence the bounds."""
+class _Kinds(Memo[int]):
+    """So that a name costs one look-up."""
 
     __slots__ = ()
 
     def __missing__(self, name: bytes) -> int:
-        kind = _kind(name)
-        if len(name) <= 64:
-            if len(self) >= 1024:
-                self.clear()
-            self[name] = kind
-        return kind
+        return self.keep(name, _kind(name))
 
 
 KINDS: Final = _Kinds()

@@ -43,6 +43,7 @@ from sidecert.http1.malformed import (
     too_large,
     unknown_method,
 )
+from sidecert.http1.memo import Memo
 from sidecert.http1.request_target import read_authority, read_target
 
 HEADER_LINES: Final = 200
@@ -54,10 +55,13 @@ class RequestHead:
     `body` is its framing. `host` and `port` are as sent (absolute-form wins over Host; IPv6 without brackets;
     None only in HTTP/1.0 without Host). `path` is raw, without the query. `lines` is what goes upstream: the
     request line, then header lines; `host_at` is Host's place in it, 0 for none.
+
+    Never changed once it is read: calls with the same head share it.
     """
 
     __slots__ = (
         "_received",
+        "_rendered",
         "body",
         "expect_continue",
         "host",
@@ -75,6 +79,7 @@ class RequestHead:
     )
 
     _received: list[bytes]
+    _rendered: tuple[bytes, bytes]
     method: bytes
     target: bytes
     minor: int
@@ -94,6 +99,9 @@ class RequestHead:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """All headers as received, hop-by-hop ones too, values without blanks around; made at each call."""
         return pairs(self._received)
+
+
+_known: Final = Memo[RequestHead]()
 
 
 class RequestParser:
@@ -119,6 +127,10 @@ class RequestParser:
         """The head that `raw` is, CRLFCRLF included; raises Refusal (400, 403 for CONNECT, 431, 501)."""
         if len(raw) > self._header_bytes:
             raise self._too_large()
+        known = _known.get(raw)
+        return known if known is not None else _known.keep(raw, self._read(raw))
+
+    def _read(self, raw: bytes) -> RequestHead:
         if raw[:2] == b"\r\n":
             raw = skip_empty_lines(raw)
         if raw.find(b"\r\n\r\n") != len(raw) - 4:
@@ -168,6 +180,7 @@ def _read_request(raw: bytes) -> RequestHead:
     if authority is not None or not minor:
         first = b"%b %b HTTP/1.1" % (method, head.origin_target)
     head.lines = kept = [first]
+    head._rendered = (b"", b"")
     keep = kept.append
     head.host_at = 0
     host = None
@@ -255,6 +268,9 @@ def upstream_head(head: RequestHead, host_header: bytes) -> bytes:
 
     `Expect: 100-continue` stays, so that it is the upstream that says to go on; its 100 is passed back.
     """
+    rendered_for, rendered = head._rendered
+    if rendered_for == host_header:
+        return rendered
     lines = head.lines.copy()
     at = head.host_at
     if at:
@@ -262,4 +278,6 @@ def upstream_head(head: RequestHead, host_header: bytes) -> bytes:
     else:
         lines.insert(1, b"Host: " + host_header)
     lines.append(b"\r\n" if head.upgrade is None else upgrade_lines(head.upgrade))
-    return b"\r\n".join(lines)
+    rendered = b"\r\n".join(lines)
+    head._rendered = (host_header, rendered)
+    return rendered

@@ -39,6 +39,7 @@ from sidecert.http1.hopbyhop import (
     upgrade_lines,
 )
 from sidecert.http1.malformed import NOT_AN_ANSWER, answer_problem, early_answer_problem
+from sidecert.http1.memo import Memo
 
 HEADER_LINES: Final = 200
 HEAD_BYTES: Final = 256 * 1024
@@ -60,10 +61,12 @@ class ResponseHead:
     values may be rewritten in place before `downstream_head`; `framing_at` is the place of Content-Length or
     Transfer-Encoding in it, 0 for none. `special` has (place, kind) of those lines that depend on how the
     caller came, see `rewriting`. What concerns TLS only (Strict-Transport-Security and kin) is left out.
+    One without such lines is never changed once it is read: answers with the same head share it.
     """
 
     __slots__ = (
         "_received",
+        "_rendered",
         "body",
         "framing_at",
         "idle_timeout",
@@ -77,6 +80,7 @@ class ResponseHead:
     )
 
     _received: list[bytes]
+    _rendered: bytes
     status: int
     reason: bytes
     minor: int
@@ -92,6 +96,9 @@ class ResponseHead:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """All headers as received, hop-by-hop ones too, values without blanks around; made at each call."""
         return pairs(self._received)
+
+
+_known: Final = Memo[ResponseHead]()
 
 
 class ResponseParser:
@@ -115,6 +122,16 @@ class ResponseParser:
 
         `upgrade` is what the request asked for (`RequestHead.upgrade`): without it a 101 is refused.
         """
+        if upgrade is not None or method == b"HEAD":
+            return self._read(raw, method, upgrade)
+        known = _known.get(raw)
+        if known is None:
+            known = self._read(raw, method, upgrade)
+            if not known.special:  # else it is rewritten, for one caller
+                _known.keep(raw, known)
+        return known
+
+    def _read(self, raw: bytes, method: bytes, upgrade: bytes | None) -> ResponseHead:
         if len(raw) > HEAD_BYTES:
             raise BadAnswer(f"The answer's header is larger than {HEAD_BYTES} bytes.")
         if raw.find(b"\r\n\r\n") != len(raw) - 4:
@@ -175,6 +192,7 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
     head._received = lines
     head.lines = kept = [first]
     keep = kept.append
+    head._rendered = b""
     head.framing_at = 0
     head.idle_timeout = None
     head.special = special = []
@@ -259,6 +277,9 @@ def downstream_head(head: ResponseHead, *, caller_minor: int, keep_alive: bool, 
     """
     if body == CHUNKED and caller_minor == 0:
         raise ValueError("an HTTP/1.0 caller cannot read a chunked body")
+    as_it_is = keep_alive and caller_minor and body == head.body != UNTIL_CLOSE
+    if as_it_is and head._rendered:
+        return head._rendered
     lines = head.lines.copy()
     if body != head.body:
         at = head.framing_at or len(lines)
@@ -271,7 +292,10 @@ def downstream_head(head: ResponseHead, *, caller_minor: int, keep_alive: bool, 
         lines.append(b"Connection: keep-alive\r\n\r\n")
     else:
         lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+    rendered = b"\r\n".join(lines)
+    if as_it_is:
+        head._rendered = rendered
+    return rendered
 
 
 def _framing_line(body: int) -> list[bytes]:

@@ -19,14 +19,14 @@ from sidecert.config import TimeoutsConfig
 from sidecert.errors import BadAnswer, Reason, Refusal
 from sidecert.exchange import Caller, Exchange
 from sidecert.generation import Upstream
-from sidecert.http1 import RequestHead, ResponseHead, downstream_head
+from sidecert.http1 import SWITCHING_PROTOCOLS, RequestHead, ResponseHead, downstream_head
 from sidecert.inspection import edits, flows
 from sidecert.inspection.body import MOST_COLLECTED, Body
 from sidecert.inspection.record import Record, noting
 from sidecert.inspection.stage import Killed, Stage
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Plane
-from sidecert.upstream import SWITCHING_PROTOCOLS, UpstreamConnection
+from sidecert.upstream import UpstreamConnection
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CALLER_LEFT: Final = 499
@@ -70,7 +70,7 @@ class InspectedExchange(Exchange):
         if self._asked.is_large:
             self._caller.pause_reading()
         elif not done:
-            self._caller.set_deadline(self._route_timeouts().stall)
+            self._caller.deadline.set(self._route_timeouts().stall)
 
     async def _show_request(self) -> None:
         flow, body = self._flow, self._asked
@@ -93,7 +93,7 @@ class InspectedExchange(Exchange):
         if self._flow.request.stream or self.head.body > MOST_COLLECTED:
             return False
         if not self._asked.done:
-            self._caller.set_deadline(self._route_timeouts().stall)
+            self._caller.deadline.set(self._route_timeouts().stall)
             if self.head.expect_continue and not self._asked.content:
                 # The caller keeps it back until it is asked for (RFC 9110 section 10.1.1).
                 if self._flow.response is not None:
@@ -158,11 +158,11 @@ class InspectedExchange(Exchange):
 
     def _hold_answer(self, piece: bytes, done: bool) -> None:
         assert self._connection is not None
-        self._answer.add(piece, done, self._connection.trailers if done else [])
+        self._answer.add(piece, done, self._connection.answer.trailers if done else [])
         if self._answer.is_large:
             self._connection.pause_reading()
         elif not done:
-            self._caller.set_deadline(self._route_timeouts().stall)
+            self._caller.deadline.set(self._route_timeouts().stall)
 
     async def _show_answer(self) -> None:
         head, body = self._answer_head, self._answer
@@ -188,7 +188,7 @@ class InspectedExchange(Exchange):
         if response.stream or head.status == SWITCHING_PROTOCOLS or kind == "text/event-stream":
             return False
         if not self._answer.done:
-            self._caller.set_deadline(self._route_timeouts().stall)
+            self._caller.deadline.set(self._route_timeouts().stall)
         return head.body <= MOST_COLLECTED and await self._answer.collect()
 
     def _pass_on(self, head: ResponseHead, shown: edits.Essence, received: Body | None) -> None:
@@ -197,7 +197,7 @@ class InspectedExchange(Exchange):
         new = edits.answer_to_send(response, shown, head, received, self.head)
         content = bytes(self._answer.content) if response.raw_content is None else response.raw_content
         if new is not head and received is not None:
-            connection.trailers = edits.trailers_of(response)
+            connection.answer.trailers = edits.trailers_of(response)
             content = content if new.body else b""
         self._answer.content.clear()
         self._passing_on = True

@@ -37,13 +37,14 @@ class Histogram:
 class RouteStats:
     """The numbers of one route. They go on as long as the route's id is configured.
 
-    `in_progress`, `retries`, `reuses`, `idle` and `active` are added to and taken from by the data plane.
+    `in_progress`, `retries`, `reuses`, `connections` (all that are open) and `idle` (those of them that wait
+    for a call) are added to and taken from by the data plane.
     """
 
     __slots__ = (
-        "active",
         "cert_requests",
         "codes",
+        "connections",
         "durations",
         "handshake_durations",
         "handshakes",
@@ -58,8 +59,8 @@ class RouteStats:
         self.in_progress = 0
         self.retries = 0
         self.reuses = 0
+        self.connections = 0
         self.idle = 0
-        self.active = 0
         self.codes = [0] * (2 * len(CODES))
         """Per code: from sidecert, then the same from the upstream."""
         self.durations = Histogram()
@@ -70,6 +71,11 @@ class RouteStats:
         """Handshakes in which the upstream did not ask for a certificate, and in which it did."""
         self.http_rejections: dict[Signature, int] = {}
         """The signatures that have come."""
+
+    @property
+    def active(self) -> int:
+        """Open connections that carry a call, or are being opened for one."""
+        return self.connections - self.idle
 
     def request(self, status: int, from_upstream: bool, seconds: float) -> None:
         """Count a call that was answered with `status`, by the upstream or by sidecert, after `seconds`."""
@@ -104,7 +110,7 @@ class RouteStats:
 
     def used(self) -> bool:
         """Whether anything has happened on the route."""
-        return bool(self.in_progress or self.active or self.idle or self.handshakes or any(self.codes))
+        return bool(self.in_progress or self.connections or self.handshakes or any(self.codes))
 
 
 class ListenerStats:
