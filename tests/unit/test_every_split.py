@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +126,22 @@ Requests = tuple[list[Exchange], bytes]
 def read(first: Generation, caplog: pytest.LogCaptureFixture) -> Callable[[list[bytes]], Requests]:
     """The requests in these pieces, and what was written."""
     caplog.set_level(logging.ERROR)  # thousands of refusals
-    plane = Plane(Metrics(CollectorRegistry()))
+
+    @cache  # made on the loop
+    def plane() -> Plane:
+        made = Plane(Metrics(CollectorRegistry()))
+        made.adopt(first)
+        return made
 
     def feed(pieces: list[bytes]) -> Requests:
-        if not plane.pools:
-            plane.adopt(first)  # needs the loop
         exchanges: list[Exchange] = []
 
         def make(*arguments: Any) -> Exchange:
             exchanges.append(Exchange(*arguments))
             return exchanges[-1]
 
-        plane.make_exchange = make  # type: ignore[assignment]
-        connection = Downstream(plane, Listener("here", None, frozenset()))
+        plane().make_exchange = make  # type: ignore[assignment]
+        connection = Downstream(plane(), Listener("here", None, frozenset()))
         transport = Transport()
         connection.connection_made(transport)  # type: ignore[arg-type]
         for piece in pieces:
@@ -279,7 +283,7 @@ def test_valid_answers(hear: Callable[..., Answered]) -> None:
 
             def result(pieces: list[bytes]) -> tuple[object, ...]:
                 taker, connection = hear(pieces, method, ends=closes)  # noqa: B023
-                return taker.heads, taker.body, taker.end, connection.trailers, connection.reusable
+                return taker.heads, taker.body, taker.end, connection.answer.trailers, connection.reusable
 
             whole = result([wire])
             assert whole[2] == "whole"
