@@ -196,7 +196,7 @@ class InspectedExchange(Exchange):
         assert connection is not None
         new = edits.answer_to_send(response, shown, head, received, self.head)
         content = bytes(self._answer.content) if response.raw_content is None else response.raw_content
-        if new is not head and received is not None:
+        if received is not None:
             connection.answer.trailers = edits.trailers_of(response)
             content = content if new.body else b""
         self._answer.content.clear()
