@@ -176,10 +176,12 @@ def test_each_trouble_with_a_port_has_its_outcome(
     for name, cell in calls(running, TROUBLES, {name: each.late for name, each in TROUBLES.items()}):
         trouble = TROUBLES[name]
         outcome, how, answer = trouble.tls12 if tls == "1.2" else trouble.tls13
-        fields = cell.check(outcome, how, answer=answer)
+        # An end that crosses the request may be seen before the request has left: then a second is opened.
+        crosses = name == "closes-unasked" and answer is not None
+        twice = crosses and cell.outcomes() == {outcome: 2}
+        fields = cell.check(outcome, how, answer=answer, attempts=2 if twice else 1)
         if answer is not None:
-            # An end that crosses the request may be seen before the request has left.
-            unsent = name == "closes-unasked" and "no byte of the request was sent" in fields["detail"]
+            unsent = crosses and "no byte of the request was sent" in fields["detail"]
             assert unsent or "may have processed" in fields["detail"]
         both_outcomes = f"{outcome}, {answer}" if answer else outcome
         truth_table.saw(SECTION, trouble.words, tls, both_outcomes, how)

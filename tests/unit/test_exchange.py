@@ -32,6 +32,7 @@ class FakeCaller:
     def __init__(self) -> None:
         self.listener = Listener("here", None, frozenset())
         self.told: list[Any] = []
+        self.refused: list[Refusal] = []
         self.on_write: Callable[[], None] = lambda: None
 
     def addresses(self) -> tuple[object, object]:
@@ -43,6 +44,7 @@ class FakeCaller:
 
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
         self.told.append(("refuse", refusal.outcome))
+        self.refused.append(refusal)
 
     def finish(self, *, keep_alive: bool) -> None:
         self.told.append(("finish", keep_alive))
@@ -239,6 +241,53 @@ def test_connection_that_ends_before_anything_was_written_is_replaced_once(play:
     scene = play(POST, acts)
     assert scene.log == ["open", "open fresh", "resume_reading", "release"]
     assert scene.pool.stats.retries == 0
+
+
+def test_answer_says_that_nothing_was_sent_where_no_connection_took_it(play: Play) -> None:
+    """Both connections had ended before the first byte: the caller may send the request again."""
+
+    async def acts(scene: Scene) -> None:
+        ended = FakeConnection(scene.log)
+        ended.ended = True
+        scene.pool.opening = lambda: ended
+        scene.exchange.start(b"abcdef", True)
+        await asyncio.sleep(0.01)
+        scene.exchange.upstream_ended(None)
+
+    (refusal,) = play(POST, acts).caller.refused
+    assert refusal.outcome == "upstream_closed"
+    assert "no byte of the request was sent" in refusal.detail
+
+
+def test_answer_says_that_the_first_attempt_may_have_been_processed(play: Play) -> None:
+    """A GET went out on a connection that then ended, and no new one can be opened."""
+
+    async def acts(scene: Scene) -> None:
+        def fail() -> FakeConnection:
+            raise NotOpened(Observation(), Outcome.CONNECT_REFUSED)
+
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.pool.opening = fail
+        scene.exchange.upstream_ended(None)
+        await asyncio.sleep(0.01)
+
+    (refusal,) = play(GET, acts).caller.refused
+    assert refusal.outcome == "connect_refused"
+    assert "the request may have been processed" in refusal.detail
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_answer_to_an_error_of_our_own_says_whether_the_request_was_sent(sent: bool, play: Play) -> None:
+    """The connection had been found, or not yet."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)] if sent else []
+        scene.exchange.start(b"abcdef", True)
+        scene.exchange.fault(ValueError("ours"))
+
+    (refusal,) = play(POST, acts).caller.refused
+    assert ("may have been processed" in refusal.detail, "no byte of" in refusal.detail) == (sent, not sent)
 
 
 def test_refusal_of_the_certificate_is_no_reason_to_open_again(play: Play) -> None:

@@ -168,7 +168,7 @@ _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
     (
         "sidecert_handshake_duration_seconds",
         "histogram",
-        "From the start of an attempt, with the name look-up, to the end of its handshake or to its failure.",
+        "From the start of an attempt, with the name look-up, to the upstream's verdict or to its failure.",
         _histogram(lambda stats: stats.handshake_durations),
     ),
     (
