@@ -104,3 +104,29 @@ def test_refusal_is_told_every_time_and_nothing_of_the_request_is_sent(
     # And one that is taken is seen: the zero above was not blindness.
     assert running.get("http://alice.test/").status == 200
     running.wait_for(lambda: refuser.seen() == 1, why="the request that was taken was not seen")
+
+
+def test_slow_refusal_is_waited_for(sidecar: StartSidecar, pki: Pki) -> None:
+    """An upstream that needs half a second to refuse: nothing of the request is sent before it does."""
+    with fates(pki.upstream, pki.trust) as peers:
+        upstream = peers.listen(Fate(tls="1.3", slow=0.5))
+        running = sidecar(route("orders", upstream, trust=pki.trust, credential="stranger"))
+        answer = running.call("POST", "http://orders.test/", BODY)
+    assert answer.header("Sidecert-Outcome") == "client_cert_unknown_ca"
+    assert "No byte of the request was sent." in answer.json()["detail"]
+
+
+def test_refusal_after_the_longest_wait_still_excludes_that_the_request_was_processed(
+    sidecar: StartSidecar, pki: Pki
+) -> None:
+    """The request has gone out by then, but to an upstream that had not accepted the certificate."""
+    with fates(pki.upstream, pki.trust) as peers:
+        upstream = peers.listen(Fate(tls="1.3", slow=1.5))
+        running = sidecar(route("orders", upstream, trust=pki.trust, credential="stranger"))
+        answer = running.call("POST", "http://orders.test/", BODY)
+    fields = answer.json()
+    assert fields["outcome"] == "client_cert_unknown_ca"
+    assert "were not processed: the refusal came before them" in fields["detail"]
+    assert "bytes of the request had been sent by then" in fields["evidence"]
+    assert running.outcomes("orders") == {"client_cert_unknown_ca": 1}
+    assert upstream.requests == 0

@@ -47,6 +47,8 @@ class Fate:
     tls: TlsVersion | None = None
     asks: bool = True
     tickets: bool = True
+    slow: float = 0.0
+    """Seconds that it takes to refuse a certificate, as one that asks somebody else does."""
 
 
 class FatePeer(Peer):
@@ -168,6 +170,7 @@ class _Connection:
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError:
+                await asyncio.sleep(fate.slow)
                 await self._flush()
                 await self.do("close")
                 return False
