@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sidecert.outcome import Ending, Observation, Stage, is_not_tls
+from sidecert.outcome import Ending, Observation, Stage, began_answer, is_not_tls
 from sidecert.words import masked, shown
 
 _TLS13 = "TLSv1.3"
@@ -94,7 +94,7 @@ def _of_the_end(seen: Observation) -> Iterator[str]:
     elif seen.ending is Ending.TIMEOUT:
         yield f"nothing for {seen.timeout:g} s {_when(seen)}"
     elif seen.ending is Ending.ABANDONED:
-        before_all = seen.stage is Stage.HELLO_SENT
+        before_all = seen.stage is Stage.HELLO_SENT and not began_answer(seen)
         yield "we left before any answer to our first message" if before_all else f"we left {_when(seen)}"
     if seen.error and not seen.verify_code:
         yield f"{'OpenSSL says' if seen.ending is Ending.TLS else 'error'}: {clean(seen.error)}"
@@ -108,7 +108,7 @@ def _when(seen: Observation) -> str:
     return {
         Stage.RESOLVING: "while its name was looked up",
         Stage.CONNECTING: "while connecting",
-        Stage.HELLO_SENT: "in answer to our first message",
+        Stage.HELLO_SENT: "in the handshake" if began_answer(seen) else "in answer to our first message",
         Stage.HELLO_RECEIVED: "in the handshake",
     }.get(seen.stage, "after the handshake")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecert.evidence import clean, evidence
-from sidecert.outcome import Ending, Observation, Outcome, Stage, is_certain
+from sidecert.outcome import Ending, Observation, Outcome, began_answer, is_certain
 
 _HANDSHAKE_FAILURE, _BAD_CERTIFICATE, _CERTIFICATE_UNKNOWN = 40, 42, 46
 _ACCESS_DENIED, _DECRYPT_ERROR, _UNRECOGNIZED_NAME = 49, 51, 112
@@ -281,7 +281,7 @@ def _not_tls(case: _Case) -> _Words:
 
 
 def _closed(case: _Case) -> _Words:
-    first = case.seen.stage <= Stage.HELLO_SENT
+    first = not began_answer(case.seen)
     return (
         "The upstream closed the connection in the handshake",
         f"{case.upstream} closed the connection {'at once' if first else 'in mid-handshake'} and gave no "

@@ -146,6 +146,7 @@ _NO_CONNECTION = {
 }
 _CLOSES = frozenset((Ending.EOF, Ending.CLOSE_NOTIFY, Ending.RESET))
 _TLS_RECORD_TYPES = frozenset((20, 21, 22, 23))
+_HANDSHAKE_RECORD = bytes((22,))
 
 
 def decide(seen: Observation) -> Outcome:
@@ -178,6 +179,11 @@ def is_not_tls(first_bytes: bytes) -> bool:
     if not first_bytes:
         return False
     return first_bytes[0] not in _TLS_RECORD_TYPES or (len(first_bytes) > 1 and first_bytes[1] != 3)
+
+
+def began_answer(seen: Observation) -> bool:
+    """Whether the upstream began its handshake. OpenSSL tells of a message only when the next one comes."""
+    return seen.stage >= Stage.HELLO_RECEIVED or seen.first_bytes[:1] == _HANDSHAKE_RECORD
 
 
 def is_certain(seen: Observation) -> bool:

@@ -250,6 +250,9 @@ class TlsStream:
             self._connection.do_handshake()
         except SSL.WantReadError:
             return False
+        except SSL.ZeroReturnError:
+            self.closed = True  # a close_notify in mid-handshake: no error of TLS, but an end of it
+            return False
         except SSL.Error as exc:
             raise self._failure(exc) from exc
         self.established = True
@@ -355,6 +358,8 @@ def _reason(exc: SSL.Error) -> str:
         exc.args[0] if exc.args and isinstance(exc.args[0], list) else ()
     )
     reasons = [entry[2] for entry in entries if entry[2]]
+    if entries and not reasons:
+        return "an error that has no name"  # such as an alert with a number that nobody has registered
     return reasons[0] if reasons else (str(exc) or type(exc).__name__)
 
 

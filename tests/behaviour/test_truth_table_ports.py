@@ -13,7 +13,7 @@ import pytest
 
 from support.certs import Pki
 from support.clients import Talker
-from support.fates import Fate, Fates, alert, fates
+from support.fates import GOODBYE, Fate, Fates, alert, fates
 from support.peers import Peers
 from support.recorder import TlsVersion
 from support.sidecar import Addressed, Sidecar, StartSidecar, route
@@ -23,6 +23,8 @@ TLS: list[TlsVersion] = ["1.2", "1.3"]
 SECTION = "What is wrong with the port, or with the way to it"
 LIMIT = 0.3
 SHORT = {"connect": "300ms", "handshake": "300ms", "response": "500ms"}
+OLD_HELLO = bytes((22, 3, 1, 0, 42, 2, 0, 0, 38, 3, 1, *bytes(33), 0, 0x2F, 0))
+"""A ServerHello of TLS 1.0: a random, no session, TLS_RSA_WITH_AES_128_CBC_SHA."""
 GARBAGE = bytes(range(200, 256)) * 4
 
 
@@ -52,6 +54,13 @@ def fated(words: str, fate: Fate, outcome: str, how: str, **more: Any) -> Troubl
 
 def other_version(peers: Peers, fates: Fates, tls: TlsVersion) -> Addressed:
     return fates.listen(Fate(tls="1.2" if tls == "1.3" else "1.3"))
+
+
+def goodbye_after_finished(peers: Peers, fates: Fates, tls: TlsVersion) -> Addressed:
+    """TLS 1.2 has no keys of the upstream's at that point; TLS 1.3 has, and its tickets come later."""
+    if tls == "1.2":
+        return fates.listen(Fate(GOODBYE, "finished", tls="1.2"))
+    return fates.listen(Fate("goodbye", "finished", tls="1.3", tickets=False))
 
 
 def foreign_ciphers(peers: Peers, fates: Fates, tls: TlsVersion) -> Addressed:
@@ -114,6 +123,21 @@ TROUBLES = {
         "client_cert_rejected",
         NO_ALERT,
     ),
+    "goodbye-after-hello": fated(
+        "Says close_notify after our ClientHello", Fate(GOODBYE, "hello"), CLOSED, NO_ALERT
+    ),
+    "canceled-after-hello": fated(
+        "Says user_canceled and close_notify, as JDK 17 does",
+        Fate(alert(90, warning=True) + GOODBYE, "hello"),
+        CLOSED,
+        NO_ALERT,
+    ),
+    "goodbye-after-finished": both(
+        "Asked for a certificate, says close_notify after our Finished",
+        goodbye_after_finished,
+        "client_cert_rejected",
+        NO_ALERT,
+    ),
     "closes-unasked": Trouble(
         "Asked for no certificate, closes after our Finished",
         lambda _, fates, __: fates.listen(Fate("close", "finished", asks=False)),
@@ -142,6 +166,9 @@ TROUBLES = {
     ),
     "denied": fated("Denies access at once", Fate(alert(49), "hello"), "tls_error", "alert access_denied"),
     "broken": fated("Has an error of its own", Fate(alert(80), "hello"), "tls_error", "alert internal_error"),
+    "old-version": fated(
+        "Speaks TLS 1.0", Fate(OLD_HELLO, "hello"), "protocol_mismatch", "its first message"
+    ),
     "other-version": both(
         "Speaks other TLS versions only", other_version, "protocol_mismatch", "alert protocol_version"
     ),

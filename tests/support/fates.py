@@ -23,20 +23,24 @@ from support.peers import Peer
 from support.recorder import VERSIONS, TlsVersion
 
 Point = Literal["accept", "hello", "server hello", "finished", "request"]
-Deed = Literal["close", "reset", "silence", "answer"]
+Deed = Literal["close", "reset", "silence", "goodbye", "answer"]
 
 PATIENCE = 60.0
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nfine"
 
 
-def alert(number: int) -> bytes:
-    """A fatal TLS alert, unencrypted, as it may come before the handshake's keys are made."""
-    return bytes((21, 3, 3, 0, 2, 2, number))
+def alert(number: int, *, warning: bool = False) -> bytes:
+    """A TLS alert, fatal or a warning, unencrypted: as it may come before the handshake's keys are made."""
+    return bytes((21, 3, 3, 0, 2, 1 if warning else 2, number))
+
+
+GOODBYE = alert(0, warning=True)
+"""A close_notify."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What happens to a connection. Bytes are sent, then it is closed.
+    """What happens to a connection. Bytes are sent, then it is closed; goodbye is an encrypted close_notify.
 
     `at` is the point: accepted, their ClientHello read, our ServerHello sent, their Finished read (and
     nothing said about it), their request read. `asks`: whether a certificate is demanded.
@@ -181,7 +185,10 @@ class _Connection:
                 return False
             await self._flush()
         if fate.at == "finished":
-            await self.do(fate.does)
+            if fate.does == "goodbye":
+                self._say_goodbye()
+                await self._flush()
+            await self.do("close" if fate.does == "goodbye" else fate.does)
             return False
         await self._flush()
         return True
@@ -201,10 +208,13 @@ class _Connection:
             await self.do(fate.does)
             return
         self._tls.write(ANSWER)
-        with suppress(ssl.SSLWantReadError):
-            self._tls.unwrap()
+        self._say_goodbye()
         await self._flush()
         await self.do("close")
+
+    def _say_goodbye(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
 
     async def _read(self) -> bytes:
         while True:

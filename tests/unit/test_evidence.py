@@ -119,6 +119,14 @@ def test_each_end_is_told_with_its_moment(
     assert line.format(when) in evidence(seen, None)
 
 
+def test_end_behind_the_first_message_of_an_answer_is_in_the_handshake() -> None:
+    """OpenSSL tells of a ServerHello only when the next message comes; its record was seen all the same."""
+    seen = Observation(stage=Stage.HELLO_SENT, ending=Ending.RESET, first_bytes=b"\x16\x03\x03")
+    assert evidence(seen, None) == ("the upstream reset the connection in the handshake, without an alert",)
+    seen.ending = Ending.ABANDONED
+    assert evidence(seen, None) == ("we left in the handshake",)
+
+
 def test_openssl_and_the_system_are_quoted_apart() -> None:
     """An error of the network is none of OpenSSL's; beside the check of a certificate neither is told."""
     assert "OpenSSL says: no shared cipher" in evidence(tls13(Ending.TLS, error="no shared cipher"), ALICE)
