@@ -29,7 +29,7 @@ _HOLD = 1.0
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate, which mostly is a ticket: a busy one
 may take its time to refuse."""
 _HOLD_KNOWN = 0.15
-"""The same where the upstream is known to send no tickets, and its silence has to do."""
+"""The same where the upstream is known to say nothing before it has a request, and its silence has to do."""
 _FLUSH_SECONDS = 60.0
 """How long an upstream may take to read the last of what was sent on a connection that we have closed."""
 _READ_AT_ONCE = 64 * 1024
@@ -175,12 +175,12 @@ class UpstreamConnection(asyncio.Protocol):
         asks_afterwards = seen.tls_version == "TLSv1.3" and seen.certificate_requested
         if plain or self._tls.ticket or not asks_afterwards:
             if asks_afterwards:
-                self.upstream.habits.no_tickets = not self._tls.ticket
+                self.upstream.habits.waits_for_us = self._state is not _State.OPENING
             seen.stage = Stage.PROVEN
             self._settle()
             self._open()
         elif self._hold is None:
-            least = _HOLD_KNOWN if self.upstream.habits.no_tickets else _HOLD
+            least = _HOLD_KNOWN if self.upstream.habits.waits_for_us else _HOLD
             taken = self._established - self._hello_sent
             limit = self.upstream.route.config.upstream.timeouts.handshake
             # Well before the handshake's limit, which would make a timeout of an upstream without tickets.
