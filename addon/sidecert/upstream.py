@@ -20,6 +20,7 @@ from sidecert.generation import Upstream
 from sidecert.http1 import SWITCHING_PROTOCOLS, AnswerReader, BodyError, ResponseHead
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.sockets import Outflow
 from sidecert.tls import TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ may take its time to refuse."""
 _HOLD_KNOWN = 0.15
 """The same where the upstream is known to say nothing before it has a request, and its silence has to do."""
 _FLUSH_SECONDS = 60.0
-"""How long an upstream may take to read the last of what was sent on a connection that we have closed."""
+"""How long an upstream may read nothing of the last that was sent on a connection that we have closed."""
 _READ_AT_ONCE = 64 * 1024
 
 
@@ -299,10 +300,27 @@ class UpstreamConnection(asyncio.Protocol):
                 self._write(self._tls.close())
                 assert self._transport is not None
                 if self._transport.get_write_buffer_size():
-                    self._loop.call_later(_FLUSH_SECONDS, self._transport.abort)
+                    self._flush(self.outflow(_FLUSH_SECONDS))
             self._end(Ending.NONE)
         except Exception as exc:
             self._fault(exc)
+
+    def _flush(self, rest: Outflow) -> None:
+        """End a closed connection whose upstream reads nothing any more."""
+        wait = 0.0
+        try:
+            wait = rest.patience()
+        finally:
+            assert self._transport is not None
+            if wait:
+                self._loop.call_later(wait, self._flush, rest)
+            else:
+                self._transport.abort()
+
+    def outflow(self, limit: float) -> Outflow:
+        """What of the requests is still to leave."""
+        assert self._transport is not None
+        return Outflow(self._transport, limit)
 
     def _write(self, data: bytes) -> None:
         if data:
