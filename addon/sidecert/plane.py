@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Generation, Upstream
 from sidecert.http1 import RequestHead, RequestParser
+from sidecert.memo import Memo
 from sidecert.metrics import Metrics
 from sidecert.pool import Pool
 from sidecert.timers import Timers
 
 if TYPE_CHECKING:
     from sidecert.exchange import Caller, Exchange
-
-_FOUND = 1024
-_FOUND_PATH = 256
-"""So many places that calls are for, with paths of so many bytes, are remembered with where they lead."""
 
 FIRST_REQUEST_GRACE = 1.0
 """Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
@@ -59,8 +56,8 @@ class Plane:
         self.leaving: set[CallerConnection] = set()
         """Those that were refused for want of room, until they have read why."""
         self.draining = False
-        self._found: dict[tuple[object, ...], tuple[Pool, Upstream]] = {}
-        """Of the generation in force only."""
+        self._found = Memo[tuple[object, ...], tuple[Pool, Upstream]]()
+        """Where calls lead in the generation that is in force."""
         self._emptied: Callable[[], None] | None = None
 
     def adopt(self, generation: Generation) -> None:
@@ -77,7 +74,7 @@ class Plane:
         retired, self.pools = self.pools, pools
         self.generation = generation
         self.parser = RequestParser(generation.config.limits.header_bytes)
-        self._found = {}
+        self._found = Memo()
         for pool in retired.values():
             pool.retire()
 
@@ -115,10 +112,7 @@ class Plane:
         found = self._found.get(place)
         if found is None:
             found = self._find(head, listener, own_host)
-            if len(head.path) <= _FOUND_PATH:
-                if len(self._found) >= _FOUND:
-                    self._found.clear()
-                self._found[place] = found
+            self._found.keep(place, found, len(head.path))
         return found
 
     def _find(self, head: RequestHead, listener: Listener, own_host: str | None) -> tuple[Pool, Upstream]:

@@ -12,6 +12,10 @@ log = logging.getLogger(__name__)
 TICK = 0.1
 """Seconds by which a deadline may pass late; never early."""
 
+_AHEAD = 10.0
+"""A deadline is looked at no later than so many seconds from when it was set. So the many that are moved
+from far away to a little less far stay with the tick that they have."""
+
 
 class Timers:
     """The deadlines of one event loop. Those that are due within the same tick share a timer of the loop."""
@@ -24,7 +28,7 @@ class Timers:
         self._waiting: dict[float, tuple[asyncio.TimerHandle, set[Deadline]]] = {}
 
     def add(self, deadline: Deadline, when: float) -> float:
-        """Have `deadline` looked at in the tick that follows loop time `when`, which is returned."""
+        """Have `deadline` looked at in the tick that follows loop time `when`; gives that tick's own time."""
         tick = (when // TICK + 1) * TICK
         waiting = self._waiting.get(tick)
         if waiting is None:
@@ -69,9 +73,10 @@ class Deadline:
 
     def set(self, seconds: float) -> None:
         """Let it pass in `seconds` from now, whatever was set before."""
-        self._when = when = self._now() + seconds
+        now = self._now()
+        self._when = when = now + seconds
         if when < self._tick:
-            self._wait()
+            self._wait(when if seconds < _AHEAD else now + _AHEAD)
 
     def set_no_later(self, seconds: float) -> None:
         """Let it pass in `seconds` from now, unless it passes before that anyway."""
@@ -96,13 +101,14 @@ class Deadline:
         self._tick = inf
         if self._when == inf:
             return
-        if self._when > self._now():
-            self._wait()
+        now = self._now()
+        if self._when > now:
+            self._wait(min(self._when, now + _AHEAD))
             return
         self._when = inf
         self._callback()
 
-    def _wait(self) -> None:
+    def _wait(self, when: float) -> None:
         if self._tick != inf:
             self._timers.remove(self, self._tick)
-        self._tick = self._timers.add(self, self._when)
+        self._tick = self._timers.add(self, when)

@@ -47,6 +47,7 @@ def measure(folder: Path, names: Sequence[str], rounds: int, seconds: int, start
         stack.enter_context(pinned(cores.load))
         settings_of_upstream = (
             "keepalive_requests 1000000000; keepalive_timeout 3600s; error_log stderr error;"
+            ' location /new { add_header X-Request-Id $request_id; return 200 "SUCCESS\\n"; }'
         )
         upstream = stack.enter_context(
             upstream_nginx(

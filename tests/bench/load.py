@@ -23,6 +23,15 @@ done = function(summary, latency, requests)
 end
 """
 
+# Every request another one. Shared work is no matter of course: no real caller repeats itself like wrk does.
+_NEW_EACH_TIME = """
+local number = 0
+request = function()
+    number = number + 1
+    return wrk.format("GET", "/new?number=" .. number)
+end
+"""
+
 
 class NoWrk(Exception):
     """wrk is not installed."""
@@ -34,16 +43,21 @@ class BadLoad(Exception):
 
 @dataclass(frozen=True)
 class Scenario:
-    """One kind of load. Without `keep_alive` the caller asks for the end of each connection."""
+    """One kind of load. Without `keep_alive` the caller asks for the end of each connection.
+
+    With `new_each_time` no head is like another, of the requests nor of the answers.
+    """
 
     name: str
     connections: int
     keep_alive: bool
+    new_each_time: bool = False
 
 
 SCENARIOS = (
     Scenario("keep-alive, 10 connections", 10, True),
     Scenario("connection per request, 10 at once", 10, False),
+    Scenario("keep-alive, 10 connections, every head a new one", 10, True, new_each_time=True),
 )
 
 
@@ -71,7 +85,7 @@ def program() -> str:
 def run(folder: Path, address: Address, scenario: Scenario, seconds: int) -> Seen:
     """Load on `address` for `seconds`. Raises BadLoad unless every call was answered, and with a 2xx."""
     script = folder / "report.lua"
-    script.write_text(_REPORT)
+    script.write_text(_REPORT + (_NEW_EACH_TIME if scenario.new_each_time else ""))
     command = [program(), "-t", "1", "-c", str(scenario.connections), "-d", f"{seconds}s", "-s", str(script)]
     command += ["-H", f"Host: {HOST}", *(() if scenario.keep_alive else ("-H", "Connection: close"))]
     ran = subprocess.run(

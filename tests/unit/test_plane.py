@@ -125,6 +125,27 @@ def test_port_is_the_callers_or_its_schemes(load: Load) -> None:
     ]
 
 
+def test_place_that_was_found_often_is_forgotten_by_a_reload(load: Load) -> None:
+    """Also where only the pinned listener has changed, after the generation has come into force."""
+    names = spec("orders", "orders.test"), spec("stock", "orders.test", path="/s/**")
+    listener = Listener("here", "orders", frozenset({"127.0.0.1"}))
+
+    async def main(plane: Plane) -> None:
+        def leads() -> list[tuple[str, str]]:
+            asked = (head("/s/1"), OPEN), (head("/s/1", host="127.0.0.1"), listener)
+            found = [plane.find(request, where, None) for request, where in asked for _ in range(4)]
+            return sorted({(pool.route.id, upstream.host) for pool, upstream in found})
+
+        plane.adopt(load(*names))
+        assert leads() == [("orders", "up.test"), ("stock", "up.test")]
+        plane.adopt(load(*names, spec("new", "orders.test", upstream={"host": "new.test"}, path="/s/1")))
+        assert leads() == [("new", "new.test"), ("orders", "up.test")]
+        listener.route = "stock"
+        assert leads() == [("new", "new.test"), ("stock", "up.test")]
+
+    play(main)
+
+
 def test_request_without_host_needs_a_pinned_listener(load: Load) -> None:
     """HTTP/1.0 only; elsewhere nobody knows whom it is for."""
     found = load(spec("orders", "orders.test"))

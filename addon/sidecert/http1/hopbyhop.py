@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from sidecert.http1.memo import Memo
+from sidecert.memo import Memo
 
 KEEP: Final = 0  # passed on: same place, case and bytes
 DROP: Final = 1  # belongs to one hop only, or imitates a header that does
@@ -156,13 +156,15 @@ def _kind(name: bytes) -> int:
     return KEEP
 
 
-class _Kinds(Memo[int]):
+class _Kinds(Memo[bytes, int]):
     """So that a name costs one look-up."""
 
     __slots__ = ()
 
     def __missing__(self, name: bytes) -> int:
-        return self.keep(name, _kind(name))
+        kind = _kind(name)
+        self.keep(name, kind, len(name))
+        return kind
 
 
 KINDS: Final = _Kinds()

@@ -43,8 +43,8 @@ from sidecert.http1.malformed import (
     too_large,
     unknown_method,
 )
-from sidecert.http1.memo import Memo
 from sidecert.http1.request_target import read_authority, read_target
+from sidecert.memo import Memo
 
 HEADER_LINES: Final = 200
 
@@ -101,7 +101,7 @@ class RequestHead:
         return pairs(self._received)
 
 
-_known: Final = Memo[RequestHead]()
+_known: Final = Memo[bytes, RequestHead]()
 
 
 class RequestParser:
@@ -127,8 +127,11 @@ class RequestParser:
         """The head that `raw` is, CRLFCRLF included; raises Refusal (400, 403 for CONNECT, 431, 501)."""
         if len(raw) > self._header_bytes:
             raise self._too_large()
-        known = _known.get(raw)
-        return known if known is not None else _known.keep(raw, self._read(raw))
+        head = _known.get(raw)
+        if head is None:
+            head = self._read(raw)
+            _known.keep(raw, head, len(raw))
+        return head
 
     def _read(self, raw: bytes) -> RequestHead:
         if raw[:2] == b"\r\n":

@@ -39,7 +39,7 @@ from sidecert.http1.hopbyhop import (
     upgrade_lines,
 )
 from sidecert.http1.malformed import NOT_AN_ANSWER, answer_problem, early_answer_problem
-from sidecert.http1.memo import Memo
+from sidecert.memo import Memo
 
 HEADER_LINES: Final = 200
 HEAD_BYTES: Final = 256 * 1024
@@ -98,7 +98,7 @@ class ResponseHead:
         return pairs(self._received)
 
 
-_known: Final = Memo[ResponseHead]()
+_known: Final = Memo[bytes, ResponseHead]()
 
 
 class ResponseParser:
@@ -124,12 +124,12 @@ class ResponseParser:
         """
         if upgrade is not None or method == b"HEAD":
             return self._read(raw, method, upgrade)
-        known = _known.get(raw)
-        if known is None:
-            known = self._read(raw, method, upgrade)
-            if not known.special:  # else it is rewritten, for one caller
-                _known.keep(raw, known)
-        return known
+        head = _known.get(raw)
+        if head is None:
+            head = self._read(raw, method, upgrade)
+            if not head.special:  # else it is rewritten, for one caller
+                _known.keep(raw, head, len(raw))
+        return head
 
     def _read(self, raw: bytes, method: bytes, upgrade: bytes | None) -> ResponseHead:
         if len(raw) > HEAD_BYTES:
