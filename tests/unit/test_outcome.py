@@ -133,6 +133,7 @@ def test_tls_is_told_from_other_protocols_by_its_first_bytes(first: bytes, verdi
     )
 )
 def test_every_observation_has_an_outcome_and_ok_needs_proof(observation: Observation) -> None:
-    """The rule is total, and nothing short of the upstream's own proof is `ok`."""
+    """The rule is total, only the upstream's own proof is `ok`, and no certificate is refused unasked."""
     outcome = decide(observation)
     assert (outcome is Outcome.OK) == (observation.stage is Stage.PROVEN)
+    assert observation.certificate_requested or not outcome.startswith("client_cert_")
