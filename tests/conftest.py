@@ -16,7 +16,7 @@ from support.lengths import LONG
 from support.peers import Peers
 from support.recorder import TlsRecorder
 from support.sidecar import Sidecar, StartSidecar, config, running
-from support.truth import PAGE, WRITE, TruthTable
+from support.truth import TruthTable
 
 # Hypothesis's own limit per example would be a timed test; pytest's timeout bounds a test as a whole. In
 # continuous integration the examples are the same for the same code, so that it judges the change and not
@@ -40,12 +40,9 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture(scope="session")
-def truth_table() -> Iterator[TruthTable]:
-    """What this run sees of each server and trouble; written to its page where that is asked for."""
-    table = TruthTable()
-    yield table
-    if WRITE:
-        PAGE.write_text(table.page())
+def truth_table() -> TruthTable:
+    """What this run sees of each server and trouble."""
+    return TruthTable()
 
 
 @pytest.fixture
