@@ -97,6 +97,22 @@ def test_refused(run: Any) -> None:
     assert seen.error
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError])
+def test_connection_that_was_ended_before_we_looked_is_a_reset(
+    error: type[OSError], run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says so of a connection that stood; one that did not is refused or fails."""
+
+    async def end(address: Any) -> socket.socket:
+        raise error("ended")
+
+    monkeypatch.setattr(sidecert.connect, "_attempt", end)
+    seen, failure = attempt(run, Place("127.0.0.1", 1))
+    assert isinstance(failure, NotConnected)
+    assert (seen.stage, seen.ending) == (Stage.CONNECTING, Ending.RESET)
+    assert seen.error
+
+
 def test_timeout(run: Any) -> None:
     """No answer within `connect`: timed out, and not much later."""
     with black_hole() as peer:
