@@ -14,6 +14,7 @@ from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
 from sidecert.plane import FIRST_REQUEST_GRACE, Listener, Plane
+from sidecert.sockets import Outflow
 from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ _LINGER_BODY_SECONDS = 30.0
 """How long at most the rest of a body is dropped while it keeps coming, however large it is: wget and
 Python's http.client look for an answer only when they have sent all of it."""
 _FLUSH_SECONDS = 60.0
-"""How long a caller may take to read the last of an answer once nothing else is to come."""
+"""How long a caller may read nothing of the last of an answer once nothing else is to come."""
 
 
 def accept(plane: Plane, listener: Listener) -> asyncio.Protocol:
@@ -68,6 +69,8 @@ class Downstream(asyncio.Protocol):
     _in_turn = False
     _reading_paused = False
     _write_paused = False
+    _rest: Outflow | None = None
+    """Of the last answer, while the deadline is for the caller to read it."""
     _closing = False
     _lingering = -1
     """Bytes dropped since the answer that ends the connection; -1 before that."""
@@ -253,6 +256,10 @@ class Downstream(asyncio.Protocol):
         if not self._closing:
             self._transport.write(data)
 
+    def outflow(self, limit: float) -> Outflow:
+        """What of the answer is still to leave."""
+        return Outflow(self._transport, limit)
+
     def become_tunnel(self) -> None:
         """From now on all bytes are passed on as they come, both ways."""
         self._tunnel = True
@@ -294,6 +301,7 @@ class Downstream(asyncio.Protocol):
             self._end_after_answer()
             return
         self.resume_reading()
+        self._rest = self.outflow(self._limits.keepalive) if self._write_paused else None
         self.deadline.set(self._limits.keepalive)
         if self._buffer:
             self._next()
@@ -385,6 +393,7 @@ class Downstream(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self.resume_reading()
+        self._rest = self.outflow(_LINGER_SECONDS)
         self.deadline.set(_LINGER_SECONDS)
 
     def _drop(self, size: int) -> None:
@@ -398,14 +407,17 @@ class Downstream(asyncio.Protocol):
         """Close after what was written has gone out; not waiting for ever."""
         self._closing = True
         self._transport.close()
+        self._rest = self.outflow(_FLUSH_SECONDS) if self._transport.get_write_buffer_size() else None
         self.deadline.set(_FLUSH_SECONDS)
 
     def _deadline_passed(self) -> None:
         try:
-            if self._closing:
-                self._reset()
-            elif self._exchange is not None:
+            if self._exchange is not None and not self._closing:
                 self._exchange.timed_out()
+            elif self._rest is not None and (wait := self._rest.patience()):
+                self.deadline.set(wait)
+            elif self._closing:
+                self._reset()
             elif self._buffer and self._lingering < 0 and not self._write_paused:
                 limit = self._limits.header_timeout
                 self._refuse_unread(

@@ -32,6 +32,7 @@ from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
 from sidecert.rewriting import rewrite
+from sidecert.sockets import Outflow
 from sidecert.timers import Deadline
 from sidecert.upstream import NotOpened, UpstreamConnection
 
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _MAX_WAITING_BODY = 256 * 1024
 """Bytes of a request's body that may wait here while a connection is opened."""
+
+_MUCH_LEFT = 64 * 1024
+"""Bytes of a request's body that a slow upstream may still have to read after we have written the last."""
 
 _CALLER_LEFT = 499
 """Counted for a call whose caller left before an answer began, as nginx does."""
@@ -55,6 +59,7 @@ class Caller(Protocol):
 
     def addresses(self) -> tuple[object, object]: ...
     def write(self, data: bytes) -> None: ...
+    def outflow(self, limit: float) -> Outflow: ...
     def become_tunnel(self) -> None: ...
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None: ...
     def finish(self, *, keep_alive: bool) -> None: ...
@@ -86,7 +91,10 @@ class Exchange:
     _start_of_answer: StartOfAnswer | None = None
     """Of an answer that may turn out to refuse the certificate."""
     _tunnel = False
-    _upstream_stuck = False
+    _to_caller: Outflow | None = None
+    """Of an answer, while the caller does not keep up with it."""
+    _to_upstream: Outflow | None = None
+    """Of the request's body, while the upstream does not keep up with it."""
     _ended = False
     _status = 0
 
@@ -152,11 +160,20 @@ class Exchange:
         if self._ended:
             return
         timeouts = self._route_timeouts()
-        if self._tunnel or self._answer_begun:
+        wait = max(
+            0.0 if self._to_caller is None else self._to_caller.patience(),
+            0.0 if self._to_upstream is None else self._to_upstream.patience(),
+        )
+        if wait:
+            self._caller.deadline.set(wait)
+        elif self._tunnel or self._answer_begun:
             self._fail(None)
+        elif self._asked_whole and self._to_upstream is not None and not any(self._to_upstream.left):
+            self._to_upstream = None  # only now the upstream has the whole request
+            self._caller.deadline.set(timeouts.response)
         elif self._asked_whole:
             self.refuse(refusals.upstream_silent(timeouts))
-        elif self._upstream_stuck:
+        elif self._to_upstream is not None:
             self.refuse(refusals.upstream_stuck(timeouts))
         else:
             self.refuse(refusals.body_stalled(timeouts, sent=self.sent))
@@ -165,8 +182,12 @@ class Exchange:
         """The caller does not keep up with the answer."""
         if self._connection is not None:
             self._connection.pause_reading()
+            if self._answer_begun:
+                self._to_caller = self._caller.outflow(self._route_timeouts().stall)
+                self._caller.deadline.set(self._to_caller.patience())
 
     def resume_answer(self) -> None:
+        self._to_caller = None
         if self._connection is not None:
             self._connection.resume_reading()
             if self._answer_begun:
@@ -219,19 +240,33 @@ class Exchange:
         self._wait_for_answer()
 
     def _wait_for_answer(self) -> None:
-        if not self._ended:
-            timeouts = self._route_timeouts()
-            # While bytes of the request go through, an answer that has begun may wait for them.
-            silent = self._asked_whole and not self._answer_begun
+        if self._ended:
+            return
+        timeouts = self._route_timeouts()
+        # While bytes of the request go through, an answer that has begun may wait for them.
+        silent = self._asked_whole and not self._answer_begun
+        if silent and not 0 <= self.head.body <= _MUCH_LEFT:
+            self._watch_what_is_left()
+        if self._to_upstream is not None:
+            self._caller.deadline.set(self._to_upstream.patience())
+        else:
             self._caller.deadline.set(timeouts.response if silent else timeouts.stall)
+
+    def _watch_what_is_left(self) -> None:
+        """The request has been written, but much of it may still wait for the upstream to read it."""
+        if self._to_upstream is None and self._connection is not None:
+            outflow = self._connection.outflow(self._route_timeouts().stall)
+            if sum(outflow.left) > _MUCH_LEFT:
+                self._to_upstream = outflow
 
     def pause_caller(self) -> None:
         """The upstream does not keep up with the request's body."""
-        self._upstream_stuck = True
+        if self._connection is not None:
+            self._to_upstream = self._connection.outflow(self._route_timeouts().stall)
         self._caller.pause_reading()
 
     def resume_caller(self) -> None:
-        self._upstream_stuck = False
+        self._to_upstream = None
         self._caller.resume_reading()
         self._wait_for_answer()
 
@@ -263,11 +298,12 @@ class Exchange:
             if head.status in STATUSES:
                 self._start_of_answer = StartOfAnswer(head.status, head.headers)
                 self._look_at_answer(self._start_of_answer, piece, done)
+            if not done:
+                self._caller.deadline.set(self._route_timeouts().stall)
             self._caller.write(data + (self._frame_answer(piece, done) if framing == CHUNKED else piece))
             if done:
                 self._answered()
                 return
-            self._caller.deadline.set(self._route_timeouts().stall)
             if head.status == SWITCHING_PROTOCOLS:
                 self._tunnel = True
                 self._keep_alive = False
@@ -281,12 +317,12 @@ class Exchange:
             if self._start_of_answer is not None:
                 self._look_at_answer(self._start_of_answer, piece, done)
             framed = self._frame_answer(piece, done)
+            if not done:
+                self._caller.deadline.set(self._route_timeouts().stall)
             if framed:
                 self._caller.write(framed)
             if done:
                 self._answered()
-            else:
-                self._caller.deadline.set(self._route_timeouts().stall)
         except Exception as exc:
             self.fault(exc)
 

@@ -28,8 +28,9 @@ _MOST_CHOSEN_HOSTS = 1024
 class Habits:
     """What was learned of an upstream from its connections."""
 
-    no_tickets: bool = False
-    """Under TLS 1.3 it took a certificate and sent no session ticket: its silence says nothing."""
+    waits_for_us: bool = False
+    """Under TLS 1.3 it said nothing of its own when it had taken a certificate: it sends no session tickets,
+    or, as those built on BoringSSL do, only along with an answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

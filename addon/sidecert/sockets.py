@@ -1,14 +1,22 @@
-"""Listening sockets: opened from a `bind` of the config, with words for each way in which that fails."""
+"""Listening sockets: opened from a `bind` of the config, with words for each way in which that fails.
+
+And of connected ones, whether what was written to them still leaves (`Outflow`).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 from sidecert.config import Bind, host_port
 
@@ -16,6 +24,9 @@ _LOG = logging.getLogger("sidecert.sockets")
 
 BACKLOG = 4096
 """Connections that the kernel may queue, as far as net.core.somaxconn lets it."""
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at an `Outflow`, or a quarter of its limit: by that much it may be late."""
 
 UNIX_MODE = 0o660
 """Whoever may write to a unix socket may call under our certificates: its owner and group, no others."""
@@ -62,6 +73,49 @@ def spell(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
     return host_port(name[0], name[1])
+
+
+class Outflow:
+    """Whether what was written to `transport` still leaves, however slowly its peer reads.
+
+    A transport says nothing between "full" and "nearly empty", and the kernel takes more only when a third of
+    its own buffer is free, which may be megabytes: a steady reader can take minutes for that. Each look costs
+    a system call, so it is for deadlines that pass, not for every write.
+    """
+
+    __slots__ = ("_limit", "_moved", "_transport", "left")
+
+    def __init__(self, transport: asyncio.WriteTransport, limit: float) -> None:
+        self._transport = transport
+        self._limit = limit
+        self._moved = monotonic()
+        self.left = self._measure()
+        """Bytes that wait in the transport, and in the kernel for the peer's acknowledgement, at the last
+        look. A peer's kernel acknowledges in steps: 64 KiB and more on the loopback, a sixteenth of its
+        buffer elsewhere."""
+
+    def patience(self) -> float:
+        """Seconds until it should be looked at again; 0 where nothing is left, or has left for `limit`
+        seconds."""
+        now, left = monotonic(), self._measure()
+        if left != self.left:
+            self.left, self._moved = left, now
+        if not any(left):
+            return 0.0
+        return max(0.0, min(self._moved + self._limit - now, self._limit / 4, _LOOK_EVERY))
+
+    def _measure(self) -> tuple[int, int]:
+        return self._transport.get_write_buffer_size(), _queued(self._transport)
+
+
+def _queued(transport: asyncio.WriteTransport) -> int:
+    """What the kernel holds of what was written, in bytes; of a unix socket with its own overhead."""
+    connection = transport.get_extra_info("socket")
+    try:
+        found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (AttributeError, OSError, ValueError):
+        return 0  # it has ended, or this system does not tell
+    return int.from_bytes(found, sys.byteorder)
 
 
 def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:

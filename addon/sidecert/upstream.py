@@ -20,6 +20,7 @@ from sidecert.generation import Upstream
 from sidecert.http1 import SWITCHING_PROTOCOLS, AnswerReader, BodyError, ResponseHead
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.sockets import Outflow
 from sidecert.tls import TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ _HOLD = 1.0
 """Seconds to wait for a TLS 1.3 upstream's verdict on our certificate, which mostly is a ticket: a busy one
 may take its time to refuse."""
 _HOLD_KNOWN = 0.15
-"""The same where the upstream is known to send no tickets, and its silence has to do."""
+"""The same where the upstream is known to say nothing before it has a request, and its silence has to do."""
 _FLUSH_SECONDS = 60.0
-"""How long an upstream may take to read the last of what was sent on a connection that we have closed."""
+"""How long an upstream may read nothing of the last that was sent on a connection that we have closed."""
 _READ_AT_ONCE = 64 * 1024
 
 
@@ -175,12 +176,12 @@ class UpstreamConnection(asyncio.Protocol):
         asks_afterwards = seen.tls_version == "TLSv1.3" and seen.certificate_requested
         if plain or self._tls.ticket or not asks_afterwards:
             if asks_afterwards:
-                self.upstream.habits.no_tickets = not self._tls.ticket
+                self.upstream.habits.waits_for_us = self._state is not _State.OPENING
             seen.stage = Stage.PROVEN
             self._settle()
             self._open()
         elif self._hold is None:
-            least = _HOLD_KNOWN if self.upstream.habits.no_tickets else _HOLD
+            least = _HOLD_KNOWN if self.upstream.habits.waits_for_us else _HOLD
             taken = self._established - self._hello_sent
             limit = self.upstream.route.config.upstream.timeouts.handshake
             # Well before the handshake's limit, which would make a timeout of an upstream without tickets.
@@ -299,10 +300,27 @@ class UpstreamConnection(asyncio.Protocol):
                 self._write(self._tls.close())
                 assert self._transport is not None
                 if self._transport.get_write_buffer_size():
-                    self._loop.call_later(_FLUSH_SECONDS, self._transport.abort)
+                    self._flush(self.outflow(_FLUSH_SECONDS))
             self._end(Ending.NONE)
         except Exception as exc:
             self._fault(exc)
+
+    def _flush(self, rest: Outflow) -> None:
+        """End a closed connection whose upstream reads nothing any more."""
+        wait = 0.0
+        try:
+            wait = rest.patience()
+        finally:
+            assert self._transport is not None
+            if wait:
+                self._loop.call_later(wait, self._flush, rest)
+            else:
+                self._transport.abort()
+
+    def outflow(self, limit: float) -> Outflow:
+        """What of the requests is still to leave."""
+        assert self._transport is not None
+        return Outflow(self._transport, limit)
 
     def _write(self, data: bytes) -> None:
         if data:

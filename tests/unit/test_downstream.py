@@ -42,6 +42,12 @@ class FakeTransport:
     def get_extra_info(self, name: str) -> Any:
         return self
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def fileno(self) -> int:
+        return -1
+
     def setsockopt(self, *arguments: object) -> None:
         self.told.append("linger")
 

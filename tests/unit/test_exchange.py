@@ -23,13 +23,26 @@ from support.inside import generation
 from support.sidecar import config
 
 
+class FakeOutflow:
+    """Has that many bytes left, which leave or do not."""
+
+    def __init__(self, left: int = 0, *, moving: bool = False) -> None:
+        self.left = (left, 0)
+        self.moving = moving
+
+    def patience(self) -> float:
+        return 1.0 if self.moving else 0.0
+
+
 class FakeCaller:
     """A downstream connection that writes down what it is told."""
 
     own_host = None
-    deadline = SimpleNamespace(set=lambda seconds: None)
 
     def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.deadline = SimpleNamespace(set=self.waits.append)
+        self.flow = FakeOutflow()
         self.listener = Listener("here", None, frozenset())
         self.told: list[Any] = []
         self.refused: list[Refusal] = []
@@ -41,6 +54,9 @@ class FakeCaller:
     def write(self, data: bytes) -> None:
         self.told.append(("write", data))
         self.on_write()
+
+    def outflow(self, limit: float) -> FakeOutflow:
+        return self.flow
 
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
         self.told.append(("refuse", refusal.outcome))
@@ -73,6 +89,10 @@ class FakeConnection:
         self.answer = AnswerReader()
         self.sent = b""
         self.ended = False
+        self.flow = FakeOutflow()
+
+    def outflow(self, limit: float) -> FakeOutflow:
+        return self.flow
 
     def begin(self, exchange: Any, method: bytes, data: bytes, upgrade: bytes | None) -> None:
         self.sent += data
@@ -351,6 +371,98 @@ def test_early_answer_gives_the_connection_up(play: Play) -> None:
     scene = play(POST, acts)
     assert scene.log == ["leave"]
     assert scene.caller.told[-1] == ("finish", False)
+
+
+def test_answer_waits_for_a_caller_that_still_reads(play: Play) -> None:
+    """When the deadline passes while bytes leave for the caller, the call goes on; else it is cut."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.caller.flow = FakeOutflow(500_000, moving=True)
+        scene.caller.on_write = scene.exchange.pause_answer
+        scene.exchange.take_answer(answer_head(FINE), b"a", False)
+        scene.exchange.timed_out()
+        assert scene.caller.waits[-2:] == [1.0, 1.0]
+        assert "cut" not in scene.caller.told
+        scene.caller.flow.moving = False
+        scene.exchange.timed_out()
+
+    assert play(GET, acts).caller.told[-1] == "cut"
+
+
+def test_answer_that_stops_is_not_excused_by_a_caller_that_has_caught_up(play: Play) -> None:
+    """What was seen of the caller while it was slow counts no more once all is on its way to it."""
+
+    async def acts(scene: Scene) -> None:
+        scene.pool.ready = [FakeConnection(scene.log)]
+        scene.exchange.start(b"", True)
+        scene.caller.flow = FakeOutflow(500_000, moving=True)
+        scene.exchange.take_answer(answer_head(FINE), b"a", False)
+        scene.exchange.pause_answer()
+        scene.exchange.resume_answer()
+        scene.exchange.timed_out()
+
+    assert play(GET, acts).caller.told[-1] == "cut"
+
+
+BIG_POST = b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 1000000\r\n\r\n"
+
+
+def test_body_waits_for_an_upstream_that_still_reads(play: Play) -> None:
+    """When the deadline passes while bytes leave for the upstream, the call goes on; when none do: 504."""
+
+    async def acts(scene: Scene) -> None:
+        connection = FakeConnection(scene.log)
+        connection.flow = FakeOutflow(500_000, moving=True)
+        scene.pool.ready = [connection]
+        scene.exchange.start(b"", False)
+        scene.exchange.pause_caller()
+        scene.exchange.timed_out()
+        assert scene.caller.waits[-1] == 1.0
+        connection.flow.moving = False
+        scene.exchange.timed_out()
+
+    [refusal] = play(BIG_POST, acts).caller.refused
+    assert (refusal.status, refusal.outcome) == (504, "response_timeout")
+    assert "stopped reading the request" in refusal.detail
+
+
+def test_time_for_the_answer_runs_from_when_the_upstream_has_the_body(play: Play) -> None:
+    """Much of a body that we have written whole may still be on its way: that is no time of the answer's."""
+
+    async def acts(scene: Scene) -> None:
+        connection = FakeConnection(scene.log)
+        scene.pool.ready = [connection]
+        scene.exchange.start(b"", False)
+        connection.flow = FakeOutflow(500_000, moving=True)
+        scene.exchange.take_body(b"x" * 1_000_000, True, [])
+        scene.exchange.timed_out()
+        assert scene.caller.waits[-2:] == [1.0, 1.0]
+        connection.flow = FakeOutflow(0)
+        scene.exchange._to_upstream = connection.flow  # type: ignore[assignment]
+        scene.exchange.timed_out()
+        assert scene.caller.waits[-1] == 60.0
+        assert not scene.caller.refused
+        scene.exchange.timed_out()
+
+    [refusal] = play(BIG_POST, acts).caller.refused
+    assert (refusal.status, refusal.outcome) == (504, "response_timeout")
+
+
+def test_upstream_that_stops_in_the_last_of_a_body_is_refused(play: Play) -> None:
+    """Bytes are left, and none of them leaves."""
+
+    async def acts(scene: Scene) -> None:
+        connection = FakeConnection(scene.log)
+        scene.pool.ready = [connection]
+        scene.exchange.start(b"", False)
+        connection.flow = FakeOutflow(500_000)
+        scene.exchange.take_body(b"x" * 1_000_000, True, [])
+        scene.exchange.timed_out()
+
+    [refusal] = play(BIG_POST, acts).caller.refused
+    assert (refusal.status, refusal.outcome) == (504, "response_timeout")
 
 
 def test_caller_that_leaves_takes_the_connection_with_it(play: Play) -> None:
