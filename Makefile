@@ -9,13 +9,14 @@ LINTED := addon tests
 # Names of this or that machine and of package indexes have no place in the project's files.
 ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
 
-.PHONY: help setup demo test truth-table long bench docs check lint types layers addresses format lock clean
+.PHONY: help setup demo test truth-table long fuzz bench docs check lint types layers addresses format lock clean
 
 help:
 	@echo 'make setup    .venv from the hashed lock files'
 	@echo 'make demo     a look-alike service, the sidecar and a call through it (ARGS=--once: then end)'
 	@echo 'make test     all tests (ARGS: for pytest)'
 	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
+	@echo 'make fuzz     spoilt TLS, guided by coverage, for a minute (SECONDS=); brings atheris into .venv'
 	@echo 'make truth-table  addon/TRUTH_TABLE.md from what the tests see of real servers'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
 	@echo 'make docs     the pages that are made from the code: config/errors.md'
@@ -49,6 +50,12 @@ SECONDS ?= 4
 bench: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) $(ARGS)
 
+# Linux only; what it finds worth keeping, and what broke, stays in .fuzz.
+fuzz: SECONDS = 60
+fuzz: $(STAMP)
+	.ci/setup fuzz
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/atheris_tls.py .fuzz $(SECONDS)
+
 docs: $(STAMP)
 	$(BIN)/python -m sidecert.errors_page > config/errors.md
 
@@ -78,5 +85,5 @@ lock:
 	.ci/setup lock $(ARGS)
 
 clean:
-	rm -rf .venv .tools build dist addon/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tools build dist addon/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
 	find $(LINTED) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -363,9 +363,11 @@ class UpstreamConnection(asyncio.Protocol):
         Or the first data of all, which proves that the upstream has accepted us.
         """
         self._write(self._tls.take_output())
+        # What ends the handshake does not count: it may bring all of a long chain.
+        established = self._established
         if self.outcome is None:
             self._advance(plain)
-        if self.outcome is not None and not plain:
+        if established and not plain:
             self._wordless += size
             if self._wordless > _MAX_WORDLESS:
                 self._end(Ending.TLS, "the upstream sends TLS messages without any data")
