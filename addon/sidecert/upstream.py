@@ -314,7 +314,7 @@ class UpstreamConnection(asyncio.Protocol):
             assert self._transport is not None
             if wait:
                 self._loop.call_later(wait, self._flush, rest)
-            else:
+            elif not self._lost:
                 self._transport.abort()
 
     def outflow(self, limit: float) -> Outflow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,39 @@ def test_time_to_take_the_last_of_a_closed_connection_is_bounded(
             while wire.fileno() >= 0:
                 await asyncio.sleep(0.005)
         left.set()
+
+    play(recorder, acts)
+
+
+def test_upstream_may_take_its_time_for_the_last_of_a_closed_connection(
+    play: Play, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it goes on reading, all of it arrives."""
+    monkeypatch.setattr(upstream, "_FLUSH_SECONDS", 1.0)
+    size = 20_000_000
+    found: list[int] = []
+
+    def answer(exchange: Exchange) -> None:
+        exchange.ended = True
+        count = 0
+        while piece := exchange.wire.recv(20_000):
+            count += len(piece)
+            if count < 750_000:
+                time.sleep(0.05)  # its pace is what is tested
+        found.append(count)
+
+    # Under TLS 1.3 a ticket that is still to be read would make a RST of our close.
+    recorder = peers.recorder(answer=answer, tls="1.2")
+
+    async def acts(scene: Scene) -> None:
+        await scene.connection.open()
+        scene.connection.begin(Taker(), b"GET", REQUEST, None)
+        scene.connection.send(b"x" * size)
+        scene.connection.close()
+        async with asyncio.timeout(15):
+            while not found:
+                await asyncio.sleep(0.005)
+        assert found == [size]
 
     play(recorder, acts)
 
