@@ -343,6 +343,8 @@ class UpstreamConnection(asyncio.Protocol):
                 plain = stream.receive(data)
             except TlsFailure as exc:
                 self._write(stream.take_output())  # our alert
+                if self.outcome is None:
+                    self._advance(b"")  # the upstream's proof may have come before the failure, in one piece
                 self._end(Ending.TLS, str(exc))
                 return
             if stream.news or not plain or self.outcome is None:

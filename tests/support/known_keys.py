@@ -160,6 +160,20 @@ class KnownKeys:
                 pass
         return list(records(self._output()))
 
+    def renegotiate(self, data: bytes = b"") -> list[bytes]:
+        """Begin a renegotiation, or take what came in it; gives back what there is to send."""
+        if data:
+            self._connection.bio_write(data)
+            self.read()
+        else:
+            self._connection.renegotiate()
+            self._connection.do_handshake()
+        return list(records(self._output()))
+
+    @property
+    def is_renegotiating(self) -> bool:
+        return self._connection.renegotiate_pending()
+
     def read(self) -> bytes:
         """The data that has come."""
         pieces = []
