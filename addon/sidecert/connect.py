@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import ipaddress
+import os
 import socket
 import threading
 from typing import Any
@@ -44,15 +45,22 @@ async def connect(upstream: Upstream, seen: Observation) -> socket.socket:
         seen.ending, seen.timeout = Ending.TIMEOUT, limit
         raise NotConnected from exc
     except ConnectionRefusedError as exc:
-        seen.ending, seen.error = Ending.REFUSED, exc.strerror or "connection refused"
+        seen.ending, seen.error = Ending.REFUSED, _words(exc)
         raise NotConnected from exc
     except (ConnectionResetError, BrokenPipeError) as exc:
         # The kernel says these only of a connection that stood: it was ended before we looked.
-        seen.ending, seen.error = Ending.RESET, exc.strerror or str(exc)
+        seen.ending, seen.error = Ending.RESET, _words(exc)
         raise NotConnected from exc
     except OSError as exc:
-        seen.ending, seen.error = Ending.FAILED, exc.strerror or str(exc)
+        seen.ending, seen.error = Ending.FAILED, _words(exc)
         raise NotConnected from exc
+
+
+def _words(error: OSError) -> str:
+    """The system's own words: those of asyncio name the address as well, which is told elsewhere."""
+    if error.errno is None or isinstance(error, socket.gaierror):  # whose numbers are of another kind
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 _Found = list[tuple[Any, ...]]

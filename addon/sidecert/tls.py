@@ -21,6 +21,7 @@ from sidecert.config import TlsConfig
 from sidecert.credentials import Credential
 from sidecert.errors import SidecertError
 from sidecert.outcome import Observation, Stage
+from sidecert.words import distinguished_name
 
 Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
 
@@ -364,4 +365,6 @@ def _reason(exc: SSL.Error) -> str:
 
 
 def _render_name(components: list[tuple[bytes, bytes]]) -> str:
-    return ", ".join(f"{k.decode('utf-8', 'replace')}={v.decode('utf-8', 'replace')}" for k, v in components)
+    return distinguished_name(
+        [[(kind.decode("utf-8", "replace"), value.decode("utf-8", "replace"))] for kind, value in components]
+    )

@@ -93,8 +93,7 @@ def test_refused(run: Any) -> None:
     with closed_port() as peer:
         seen, error = attempt(run, Place(peer.host, peer.port))
     assert isinstance(error, NotConnected)
-    assert (seen.stage, seen.ending) == (Stage.CONNECTING, Ending.REFUSED)
-    assert seen.error
+    assert (seen.stage, seen.ending, seen.error) == (Stage.CONNECTING, Ending.REFUSED, "Connection refused")
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError])

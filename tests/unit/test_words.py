@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecert.words import masked, printable, shown
+from sidecert.words import distinguished_name, masked, moment, printable, shown
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,15 @@ def test_shown_text_stays_short(text: str | bytes, most: int) -> None:
     """Whole where it fits, else its beginning, as it prints, and three dots."""
     plain = printable(text)
     assert shown(text, most) == (plain if len(plain) <= most else plain[:most] + "...")
+
+
+def test_dates_have_one_form() -> None:
+    """To the minute, in UTC and said so."""
+    assert moment(1609459259.9) == "2021-01-01 00:00 UTC"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=9), max_size=4))
+def test_names_of_certificates_are_written_as_rfc_4514_has_them(values: list[str]) -> None:
+    """The same as cryptography writes, whichever library the name was read with."""
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, value) for value in values])
+    assert distinguished_name([[("O", value)] for value in values]) == name.rfc4514_string()

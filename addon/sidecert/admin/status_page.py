@@ -6,12 +6,12 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from html import escape
 
 from sidecert.http_verdict import Signature
 from sidecert.metrics import CredentialLabels, Metrics, RouteStats
 from sidecert.outcome import Outcome
+from sidecert.words import moment
 
 MAX_ROWS = 200
 """Routes and credentials that the page shows; the metrics have them all."""
@@ -128,7 +128,7 @@ def _credential(credential: CredentialLabels, now: float) -> str:
     else:
         words, kind = ("1 day" if days == 1 else f"{days} days"), "warn" if days < _SOON_DAYS else "good"
     return (
-        f"<tr><th>{escape(credential.credential)}</th><td>{_date(credential.not_after)}</td>"
+        f"<tr><th>{escape(credential.credential)}</th><td>{moment(credential.not_after)}</td>"
         f'<td><b class="{kind}">{words}</b></td><td><code>{escape(credential.fingerprint)}</code></td></tr>'
     )
 
@@ -151,10 +151,6 @@ def _table(title: str, total: int, heads: Iterable[str], rows: Sequence[str]) ->
         f"<section><h2>{title} <small>{total}</small></h2><div><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>{more}</section>"
     )
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _uptime(seconds: float) -> str:

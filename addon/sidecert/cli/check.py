@@ -12,7 +12,7 @@ import click
 
 from sidecert.cli.common import BAD_CONFIG, FINE, config_option, find_config, json_option, report
 from sidecert.errors import ConfigError, Problem
-from sidecert.words import printable
+from sidecert.words import moment, printable
 
 if TYPE_CHECKING:
     from sidecert.generation import Generation
@@ -58,7 +58,7 @@ def _as_json(path: Path, generation: Generation | None, problems: tuple[Problem,
             each.id: {
                 "subject": each.subject,
                 "fingerprint": each.fingerprint,
-                "not_after": _day(each.not_after),
+                "not_after": datetime.fromtimestamp(each.not_after, UTC).date().isoformat(),
             }
             for each in generation.credentials.values()
         }
@@ -78,16 +78,12 @@ def _summary(path: Path, generation: Generation | None, problems: tuple[Problem,
     lines.append(f"  admin       {generation.config.admin.bind.label}")
     for credential in generation.credentials.values():
         lines.append(
-            f"  credential  {credential.id}: {credential.subject}, until {_day(credential.not_after)}"
+            f"  credential  {credential.id}: {credential.subject}, until {moment(credential.not_after)}"
         )
     for route in generation.routes.values():
         match = spell_match(route.config.match)
         lines.append(f"  route       {route.id}: {match} -> {spell_upstream(route)} as {route.credential_id}")
     return "\n".join(printable(line) for line in lines)
-
-
-def _day(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).date().isoformat()
 
 
 def _count(number: int, noun: str) -> str:

@@ -13,15 +13,24 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from sidecert.words import printable
+from sidecert.words import distinguished_name, moment, printable
 
 # TLS has signature schemes for these and no others (RFC 8446 4.2.3, RFC 8734). With another curve OpenSSL
 # loads the key and then sends no certificate, without a word; seen with secp256k1, secp224r1 and DSA.
 _CURVES = frozenset(
     ("secp256r1", "secp384r1", "secp521r1", "brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1")
 )
+
+# As OpenSSL has them, in whose words an upstream's list of CAs comes; RFC 4514 knows no short name for them.
+_KINDS = {
+    NameOID.EMAIL_ADDRESS: "emailAddress",
+    NameOID.SERIAL_NUMBER: "serialNumber",
+    NameOID.SURNAME: "SN",
+    NameOID.GIVEN_NAME: "GN",
+    NameOID.TITLE: "title",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +146,27 @@ def is_usable_kind(key: object) -> bool:
 
 def name_of(certificate: x509.Certificate) -> str:
     """The subject after RFC 4514 in printable characters; the serial number where the subject is empty."""
-    return printable(certificate.subject.rfc4514_string()) or f"serial {serial_of(certificate)}"
+    return _written(certificate.subject) or f"serial {serial_of(certificate)}"
 
 
 def issuer_of(certificate: x509.Certificate) -> str:
     """The issuer's name, as `name_of` has the subject's."""
-    return printable(certificate.issuer.rfc4514_string()) or "an issuer without a name"
+    return _written(certificate.issuer) or "an issuer without a name"
+
+
+def _written(name: x509.Name) -> str:
+    return printable(
+        distinguished_name([[(_kind(each), _value(each)) for each in part] for part in name.rdns])
+    )
+
+
+def _kind(attribute: x509.NameAttribute[str | bytes]) -> str:
+    return _KINDS.get(attribute.oid, attribute.rfc4514_attribute_name)
+
+
+def _value(attribute: x509.NameAttribute[str | bytes]) -> str:
+    value = attribute.value
+    return value if isinstance(value, str) else f"#{value.hex()}"
 
 
 def serial_of(certificate: x509.Certificate) -> str:
@@ -230,7 +254,7 @@ def listing(names: Iterable[str], most: int = 3) -> str:
 def _when(certificate: x509.Certificate, now: float) -> str:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     late = now > end.timestamp()
-    return f"{'expired on' if late else 'is not valid before'} {end if late else start:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{'expired on' if late else 'is not valid before'} {moment((end if late else start).timestamp())}"
 
 
 def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:

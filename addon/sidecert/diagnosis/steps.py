@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 from sidecert.config.hosts import bracket, is_address
-from sidecert.diagnosis.diagnosis import Diagnosis, Status, Step, Trial, allows, iso
+from sidecert.diagnosis.diagnosis import Diagnosis, Status, Step, Trial, allows
 from sidecert.diagnosis.presented import Presented
 from sidecert.diagnosis.probe import PATIENCE, Probe
 from sidecert.evidence import clean, evidence
 from sidecert.explain import Verdict
 from sidecert.outcome import Outcome, Stage, is_certain
-from sidecert.words import shown
+from sidecert.words import moment, shown
 
 _MOST_NAMES = 5
 # X509_V_ERR_*: self-signed, or no way to an issuer that is trusted.
@@ -128,18 +127,22 @@ def not_tried(diagnosis: Diagnosis, distrusted: bool) -> Step | None:
 
 def clock(diagnosis: Diagnosis, now: float) -> Step:
     """What can be known of the clocks: TLS tells no time, but certificates have dates."""
-    here = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC by this machine"
+    here = f"{moment(now)} by this machine"
     chain = diagnosis.base.chain if diagnosis.base is not None else ()
     outside = [each for each in chain if not each.not_before <= now <= each.not_after]
     if outside:
         each = outside[0]
-        when = f"before {iso(each.not_before)}" if now < each.not_before else f"after {iso(each.not_after)}"
+        when = (
+            f"before {moment(each.not_before)}"
+            if now < each.not_before
+            else f"after {moment(each.not_after)}"
+        )
         text = f"{here}, which is {when} and so outside the dates of {each.subject}: is it right?"
         return Step("clock", Status.WARNING, text)
     for tried in diagnosis.trials:
         own = tried.credential
         if own is not None and tried.probe.outcome is Outcome.CLIENT_CERT_EXPIRED and now <= own.not_after:
-            text = f"{here}, by which {own.id} is valid until {iso(own.not_after)}: one clock may be wrong"
+            text = f"{here}, by which {own.id} is valid until {moment(own.not_after)}: one clock may be wrong"
             return Step("clock", Status.WARNING, text)
     if not chain:
         return Step("clock", Status.INFO, f"{here}; nothing was seen that has a date")
@@ -160,11 +163,11 @@ def _ending(probe: Probe) -> str:
 def _describe(each: Presented, now: float) -> str:
     names = f", for {_list(each.names)}" if each.names else ""
     if now > each.not_after:
-        when = f"EXPIRED on {iso(each.not_after)}"
+        when = f"EXPIRED on {moment(each.not_after)}"
     elif now < each.not_before:
-        when = f"NOT VALID before {iso(each.not_before)}"
+        when = f"NOT VALID before {moment(each.not_before)}"
     else:
-        when = f"until {iso(each.not_after)}"
+        when = f"until {moment(each.not_after)}"
     by = "by itself" if each.issuer == each.subject else f"by {each.issuer}"
     return shown(f"{each.subject}, issued {by}, {when}{names}", _MOST_WORDS)
 
