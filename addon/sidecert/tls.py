@@ -29,6 +29,7 @@ _VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _MAX_RECORD = 16384
 _SCRATCH = 2 * _MAX_RECORD
 _FIRST_BYTES = 16
+_MOST_CAS = 1000
 _UNUSED = _ffi.new("char *[1]")
 """Where BIO_get_mem_data may write an address that nobody looks at: only the size is wanted."""
 
@@ -221,7 +222,8 @@ class TlsStream:
     def note_acceptable_cas(self, credential: Credential | None) -> None:
         """Put the names of the CAs that the upstream listed into `seen`, and whether `credential`'s chain
         leads to one of them."""
-        names = self._connection.get_client_ca_list()
+        # A hostile list holds 16,000: to write them all out would hold the event loop.
+        names = self._connection.get_client_ca_list()[:_MOST_CAS]
         self.seen.acceptable_cas = tuple(_render_name(name.get_components()) for name in names)
         if names and credential is not None:
             ours = (credential.certificate, *credential.chain)

@@ -36,7 +36,7 @@ def main(folder: Path, seconds: int, again: Path | None) -> None:
     counts: Counter[str] = Counter()
 
     def play(data: bytes) -> None:
-        counts[spoilt.play(data)] += 1
+        counts[spoilt.play(data).value] += 1
         if sum(counts.values()) % 10_000 == 0:
             print(dict(counts), file=sys.stderr, flush=True)
 

@@ -21,6 +21,7 @@ from OpenSSL import SSL
 
 from support.certs import Pki
 from support.known_keys import (
+    ALERT,
     CERTIFICATE,
     DATA,
     HANDSHAKE,
@@ -30,6 +31,7 @@ from support.known_keys import (
     KnownKeys,
     Seal12,
     Seal13,
+    alert,
     message,
     record,
     server_context,
@@ -74,10 +76,16 @@ class Wire:
             return
         self.send(*flight)
         if stage == "finished":
-            while not self.keys.done:
-                last = self.keys.take(self.receive())
+            last = self.await_finished()
             if self.tls == "1.2":
                 self.send(*last)  # under TLS 1.3 it is tickets, which would be the verdict
+
+    def await_finished(self) -> list[bytes]:
+        """Read until their Finished has come; gives back what there is to say to it."""
+        last: list[bytes] = []
+        while not self.keys.done:
+            last = self.keys.take(self.receive())
+        return last
 
     def receive(self) -> bytes:
         """What comes next. Raises ConnectionError at the end."""
@@ -252,6 +260,14 @@ def renegotiates(wire: Wire) -> None:
         wire.send(*wire.keys.renegotiate())
         while wire.keys.is_renegotiating:
             wire.send(*wire.keys.renegotiate(wire.receive()))
+
+
+def breaks_off(wire: Wire) -> None:
+    """Its Finished, and in one piece with it an alert as for a certificate that it does not like."""
+    wire.reach("flight")
+    last = wire.await_finished()
+    wire.send(*last, wire.seal("finished").seal(ALERT, alert(49)))
+    wire.close()
 
 
 def speaks_first(wire: Wire) -> None:

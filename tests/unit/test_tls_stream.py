@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import ssl
 import time
+import warnings
 from collections.abc import Callable
 
 import pytest
+from OpenSSL import crypto
 
 from sidecert import credentials
 from sidecert.config import CredentialConfig, TlsConfig
 from sidecert.outcome import Observation
 from sidecert.tls import TlsFailure, TlsStream, make_context
 from support.certs import Pki
+from support.known_keys import KnownKeys, server_context
 
 RECORD = 16384
 SIZES = (1, RECORD - 1, RECORD, RECORD + 1, 5 * RECORD, 300_001)
@@ -119,3 +122,16 @@ def test_what_is_no_record_of_the_peer_is_a_failure(
     data = peer.outgoing.read()
     with pytest.raises(TlsFailure):
         stream.receive(spoil(data))
+
+
+def test_a_list_of_very_many_cas_is_cut(pki: Pki) -> None:
+    """16,000 names fit into a request for a certificate; each that is written out costs time in the loop."""
+    context = server_context(pki.upstream, "1.3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.set_client_ca_list([crypto.X509().get_subject()] * 16_000)
+    trust, _ = credentials.load_trust(pki.trust, time.time())
+    stream = TlsStream(make_context(None, trust, TlsConfig()), "localhost", Observation())
+    stream.receive(b"".join(KnownKeys(context).take(stream.start())))
+    stream.note_acceptable_cas(None)
+    assert len(stream.seen.acceptable_cas) == 1000
