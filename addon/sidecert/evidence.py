@@ -69,7 +69,9 @@ def _of_the_handshake(seen: Observation, certificate: str | None) -> Iterator[st
         yield f"{seen.tls_version} was agreed on"
     if seen.certificate_requested:
         answer = f"we have {certificate or 'one'} for it" if seen.certificate_sent else "we sent none"
-        yield f"the upstream asked for a client certificate, {answer}"
+        yield f"the upstream asked for a client certificate{_afterwards(seen)}, {answer}"
+    elif seen.afterwards:
+        yield "the upstream began another handshake on the open connection"
     elif seen.tls_version and (seen.tls_version == _TLS13 or seen.stage >= Stage.FINISHED_SENT):
         # Under TLS 1.2 the request comes after the upstream's certificate, which may be where we stopped.
         yield "the upstream did not ask for a client certificate"
@@ -102,7 +104,17 @@ def _of_the_end(seen: Observation) -> Iterator[str]:
         yield "bytes of the request had been sent by then"
 
 
+def _afterwards(seen: Observation) -> str:
+    if not seen.afterwards:
+        return ""
+    how = "post-handshake authentication" if seen.tls_version == _TLS13 else "renegotiation"
+    because = ", once it knew the request's path" if seen.request_sent else ""
+    return f" after the handshake ({how}){because}"
+
+
 def _when(seen: Observation) -> str:
+    if seen.afterwards:
+        return "after that" if seen.certificate_requested else "in the other handshake"
     if seen.stage is Stage.FINISHED_SENT and seen.tls_version != _TLS13:
         return "in the handshake, after our part of it"  # before TLS 1.3 the upstream's part comes last
     return {

@@ -374,6 +374,8 @@ class Exchange:
         connection, self._connection = self._connection, None
         assert connection is not None
         if self._answer_begun:
+            if error is None and connection.outcome is not Outcome.OK and connection.outcome is not None:
+                error = self._explain(connection.seen, connection.outcome)
             self._fail(error)
         elif isinstance(error, (BadAnswer, BodyError)):
             self.refuse(refusals.bad_answer(error))

@@ -173,10 +173,11 @@ def _no_access(said: str) -> Callable[[_Case], _Words]:
 def _after_the_handshake(case: _Case) -> _Words:
     return (
         "Reason: Cannot perform Post-Handshake Authentication.",
-        f"{case.upstream} asks for a client certificate for some paths only, after the handshake, and could "
-        f"not do so on this connection, so that {case.sent} was not sent.",
-        "Set `upstream.tls: {max: 1.2}` of the route, where it can be asked for by renegotiation; or have "
-        "`SSLVerifyClient` moved out of `<Location>` into the virtual host there.",
+        f"Behind {case.upstream} an Apache asks for a client certificate for some paths only, after the "
+        "handshake, and its caller did not offer that. sidecert does: something in between ends TLS, so that "
+        f"{case.sent} did not get through.",
+        f"Ask those who run {case.upstream} what is in front of that Apache: it must pass TLS through, or "
+        "check the certificate itself.",
     )
 
 
@@ -185,9 +186,9 @@ _WORDS: dict[Signature, Callable[[_Case], _Words]] = {
     Signature.NGINX_400_REQUIRED: _none_came("No required SSL certificate was sent"),
     Signature.IIS_403_7: _none_came(
         "403.7 - Forbidden: SSL client certificate is required.",
-        "IIS asks after the handshake unless it is told otherwise. Set `upstream.tls: {max: 1.2}` of the "
-        "route, where it can do so by renegotiation; or have it ask in the handshake: `netsh http add "
-        "sslcert ... clientcertnegotiation=enable` there.",
+        "IIS asks after the handshake unless it is told otherwise, and sidecert lets it. Where it does not "
+        "do so under TLS 1.3, set `upstream.tls: {max: 1.2}` of the route, so that it can renegotiate; or "
+        "have it ask in the handshake: `netsh http add sslcert ... clientcertnegotiation=enable` there.",
     ),
     Signature.IIS_403_12: _no_access("403.12 - Forbidden: Mapper denied access."),
     Signature.IIS_403_13: _refused(

@@ -31,6 +31,8 @@ class Habits:
     waits_for_us: bool = False
     """Under TLS 1.3 it said nothing of its own when it had taken a certificate: it sends no session tickets,
     or, as those built on BoringSSL do, only along with an answer."""
+    asks_afterwards: bool = False
+    """It has asked for a certificate on an open connection."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -92,6 +92,9 @@ class Observation:
     verify_code: int = 0
     """OpenSSL's X509_V_ERR_* for the upstream's certificate, 0 when it is fine or was not looked at."""
     verify_text: str = ""
+    afterwards: bool = False
+    """On a connection that was open already: the upstream began a handshake anew (TLS 1.2) or asked for a
+    certificate (TLS 1.3), mostly because of a request's path."""
     first_bytes: bytes = b""
     """At most 16 bytes, the first that the upstream sent: tells HTTP or SSH from TLS."""
     request_sent: bool = False

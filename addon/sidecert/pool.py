@@ -91,7 +91,8 @@ class Pool:
         try:
             await connection.open()
             connection.usable_until = self._now() + self._lifetime()
-            self._notice_unasked(connection)
+            seen = connection.seen
+            connection.unasked = seen.certificate_sent and not seen.certificate_requested
         except BaseException:
             connection.leave()  # whatever it was, its place must not stay taken
             raise
@@ -100,6 +101,8 @@ class Pool:
     def release(self, connection: UpstreamConnection) -> None:
         """Take a connection back after a whole answer; it is kept if it may be used again."""
         now = self._now()
+        if connection.unasked:
+            self._notice_unasked(connection)
         if not connection.reusable or self._retired or now >= connection.usable_until:
             connection.close()
         elif self._waiters and self._hand_over(connection):
@@ -157,9 +160,13 @@ class Pool:
         return [connection for idle in self._idle.values() for connection in idle]
 
     def _notice_unasked(self, connection: UpstreamConnection) -> None:
-        """Tell once per generation that the route's credential is of no use: everything seems to work."""
-        seen, route = connection.seen, self.route
-        if not seen.certificate_sent or seen.certificate_requested or self._told_unasked is route:
+        """Tell once per generation that the route's credential is of no use: everything seems to work.
+
+        Not before an answer, or the connection's end: it may still ask when it knows the path of a call.
+        """
+        connection.unasked = False
+        route = self.route
+        if self._told_unasked is route or connection.upstream.habits.asks_afterwards:
             return
         self._told_unasked = route
         log.warning(
@@ -257,6 +264,8 @@ class Pool:
 
     def _ended(self, connection: UpstreamConnection) -> None:
         self._connections.discard(connection)
+        if connection.unasked:
+            self._notice_unasked(connection)
         self.stats.connections -= 1
         if connection.idle_until:
             connection.idle_until = 0.0

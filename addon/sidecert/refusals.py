@@ -45,6 +45,8 @@ def _processed(seen: Observation, outcome: Outcome, sent_before: bool) -> str:
         return f"Before this attempt it went out on a connection that then ended: {_MAY_BE}"
     if not seen.request_sent:
         return _NOT_SENT
+    if seen.afterwards:
+        return f"It had the request, or its beginning, when it asked for that: {_MAY_BE}"
     if outcome.startswith("client_cert_") and is_certain(seen):
         # A TLS stack gives nothing to its application before it has accepted the certificate.
         return "Bytes of the request had been sent, but were not processed: the refusal came before them"

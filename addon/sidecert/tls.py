@@ -30,6 +30,9 @@ _MAX_RECORD = 16384
 _SCRATCH = 2 * _MAX_RECORD
 _FIRST_BYTES = 16
 _MOST_CAS = 1000
+MOST_AGAIN = 8
+"""How often an upstream may shake hands or ask for our certificate again while a call is under way: each time
+costs us a signature. Apache and IIS do so once."""
 _UNUSED = _ffi.new("char *[1]")
 """Where BIO_get_mem_data may write an address that nobody looks at: only the size is wanted."""
 
@@ -93,6 +96,9 @@ def make_context(credential: Credential | None, trust: Trust, tls: TlsConfig) ->
                 context.add_extra_chain_cert(intermediate)
             context.use_privatekey(cast(Any, credential.key))
             context.check_privatekey()
+            # Some ask for a certificate only once they know the path: TLS 1.3 has it that this is offered.
+            _lib.SSL_CTX_set_post_handshake_auth(context._context, 1)
+            _lib.SSL_CTX_set_cert_cb(context._context, _on_certificate_wanted, _ffi.NULL)
     except SSL.Error as exc:
         raise TlsFailure(_reason(exc)) from exc
     return context
@@ -127,16 +133,24 @@ class TlsStream:
         "_outgoing",
         "_scratch",
         "_ssl",
+        "again",
         "closed",
         "established",
         "failure",
         "news",
         "seen",
         "ticket",
+        "unsent",
     )
 
     def __init__(self, context: SSL.Context, server_name: str, seen: Observation) -> None:
         self.seen = seen
+        """The handshake under way, or the last one. Another object once the upstream has begun one anew, or
+        asked for a certificate when it was over."""
+        self.again = 0
+        """How often it has done so; whoever uses the stream may begin to count anew."""
+        self.unsent = b""
+        """What must wait for a handshake to end before it can be sent: see `send_unsent`."""
         self.established = False
         """The handshake is over for our side (which under TLS 1.3 proves nothing about our certificate)."""
         self.closed = False
@@ -180,24 +194,42 @@ class TlsStream:
         return plain
 
     def send(self, data: bytes) -> bytes:
-        """Encrypt `data`, and give back what must go to the transport. Raises TlsFailure."""
+        """Encrypt `data`, and give back what must go to the transport. Raises TlsFailure.
+
+        While the upstream shakes hands anew nothing can be sent: `data` then waits in `unsent`.
+        """
+        if self.unsent:
+            self.unsent += data
+            return b""
         if len(data) <= _MAX_RECORD:
             self._write(data)
         else:
             for start in range(0, len(data), _MAX_RECORD):
                 # A record at a time, since pyOpenSSL lets a write end after the first one.
-                self._write(data[start : start + _MAX_RECORD])
+                if not self._write(data[start : start + _MAX_RECORD]):
+                    self.unsent = data[start:]
+                    break
         return self.take_output()
 
-    def _write(self, record: bytes) -> None:
+    def send_unsent(self) -> bytes:
+        """As `send` for what had to wait, and may have to wait on."""
+        data, self.unsent = self.unsent, b""
+        return self.send(data)
+
+    def _write(self, record: bytes) -> bool:
+        """False where `record` is all in `unsent` now."""
         if not record:
-            return
+            return True
         done = _lib.SSL_write(self._ssl, record, len(record))
         if done <= 0:
             try:
                 self._connection._raise_ssl_error(self._ssl, done)
+            except SSL.WantReadError:
+                self.unsent = record  # OpenSSL has taken nothing of it
+                return False
             except SSL.Error as exc:
                 raise self._failure(exc) from exc
+        return True
 
     def take_output(self) -> bytes:
         """Bytes that OpenSSL wants sent: handshake messages, alerts, key updates, records."""
@@ -298,6 +330,8 @@ class TlsStream:
     def _failure(self, exc: SSL.Error) -> TlsFailure:
         if self._blind is not None:
             raise self._blind
+        if self.again > MOST_AGAIN:
+            return TlsFailure("the upstream shakes hands again and again")
         reason = _reason(exc)
         if reason == "certificate verify failed":
             self.seen.verify_code, self.seen.verify_text = self.check_result()
@@ -318,11 +352,34 @@ class TlsStream:
             seen.stage = max(seen.stage, Stage.HELLO_RECEIVED)
             seen.tls_version = self._connection.get_protocol_version_name()
         elif state == _CERTIFICATE_REQUEST_READ:
-            seen.certificate_requested = True
+            if self.established and seen.tls_version == "TLSv1.3":
+                self._begin_again(Stage.FINISHED_SENT)  # OpenSSL answers it in the same call
+            self.seen.certificate_requested = True
         elif state == _FINISHED_WRITTEN:
             seen.stage = max(seen.stage, Stage.FINISHED_SENT)
         elif state == _TICKET_READ:
             self.ticket = True
+
+    def _on_start(self) -> None:
+        if self.established:
+            self._begin_again(Stage.HELLO_SENT)
+
+    def _on_done(self) -> None:
+        if self.seen.afterwards:
+            self.seen.stage = Stage.PROVEN  # a renegotiation: its end is the upstream's Finished
+
+    def _begin_again(self, stage: Stage) -> None:
+        self.again += 1
+        before = self.seen
+        if before.afterwards and before.stage is not Stage.PROVEN:
+            return  # it asks once more before its verdict
+        self.ticket = False
+        self.seen = Observation(
+            stage=stage,
+            tls_version=before.tls_version,
+            certificate_sent=before.certificate_sent,
+            afterwards=True,
+        )
 
 
 def _on_info(connection: SSL.Connection, where: int, ret: int) -> None:
@@ -336,8 +393,19 @@ def _on_info(connection: SSL.Connection, where: int, ret: int) -> None:
             stream._on_alert(bool(where & SSL.SSL_CB_READ), ret >> 8, ret & 0xFF)
         elif where & SSL.SSL_CB_LOOP:
             stream._on_state(connection.get_state_string())
+        elif where & SSL.SSL_CB_HANDSHAKE_START:
+            stream._on_start()
+        elif where & SSL.SSL_CB_HANDSHAKE_DONE:
+            stream._on_done()
     except Exception as exc:
         stream._blind = exc
+
+
+@_ffi.callback("int (*)(SSL *, void *)")  # type: ignore[untyped-decorator]
+def _on_certificate_wanted(ssl: object, _: object) -> int:
+    """Before we sign: many requests may come in one piece, and would be answered before it has been read."""
+    stream: TlsStream = SSL.Connection._reverse_mapping[ssl].get_app_data()
+    return int(stream.again <= MOST_AGAIN)  # an error here would count as 0, which ends the handshake
 
 
 def _name(connection: SSL.Connection, server_name: str) -> None:

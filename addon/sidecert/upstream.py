@@ -21,7 +21,7 @@ from sidecert.http1 import SWITCHING_PROTOCOLS, AnswerReader, BodyError, Respons
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
 from sidecert.sockets import Outflow
-from sidecert.tls import TlsFailure, TlsStream
+from sidecert.tls import MOST_AGAIN, TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,11 @@ class UpstreamConnection(asyncio.Protocol):
     ) -> None:
         self.upstream = upstream
         self.seen = Observation(certificate_sent=upstream.route.credential is not None)
+        """The attempt to open it, or what the upstream began on it later: see `Observation.afterwards`."""
         self.outcome: Outcome | None = None
+        """What came of `seen`; None until the verdict."""
+        self.unasked = False
+        """The upstream was not interested in our certificate, and nobody has been told so yet."""
         self.idle_until = 0.0
         """Loop time until which the pool keeps it; 0 while it is in use."""
         self.usable_until = 0.0
@@ -101,7 +105,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._stats = stats
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._started = self._began = self._loop.time()
+        """`_began`: the start of what is in `seen`."""
         self._hello_sent = 0.0
         self._established = 0.0
         self._state = _State.OPENING
@@ -171,6 +176,12 @@ class UpstreamConnection(asyncio.Protocol):
         seen = self.seen
         if not self._tls.established:
             return
+        if seen.afterwards:
+            if seen.tls_version == "TLSv1.3" and (plain or self._tls.ticket):
+                seen.stage = Stage.PROVEN
+            if seen.stage is Stage.PROVEN:
+                self._settle()
+            return
         if not self._established:
             self._established = self._loop.time()
         asks_afterwards = seen.tls_version == "TLSv1.3" and seen.certificate_requested
@@ -206,23 +217,40 @@ class UpstreamConnection(asyncio.Protocol):
         """Decide the outcome, once, and count it."""
         if self.outcome is None:
             self.outcome = outcome = decide(self.seen)
-            seconds = self._loop.time() - self._started
+            seconds = self._loop.time() - self._began
             self._stats.handshake(self.upstream.route.credential_id, outcome, seconds)
             if self.seen.stage >= Stage.FINISHED_SENT:
                 self._stats.cert_requested(self.seen.certificate_requested)
             if outcome is not Outcome.OK and self.seen.certificate_requested:
                 self._tls.note_acceptable_cas(self.upstream.route.credential)
+            if self.seen.certificate_requested:
+                self.unasked = False
+            # Every other failure is logged with the answer to its call.
             if outcome is Outcome.UNDECIDED:
-                self._log_undecided()  # every other failure is logged with the answer to its call
+                self._log("undecided", "the call ended before the upstream's verdict")
+            elif outcome is not Outcome.OK and self.seen.afterwards and self._exchange is None:
+                self._log("refused_idle", "a handshake failed that the upstream began on an idle connection")
+            elif self.seen.afterwards and self.seen.certificate_requested:
+                self._tell_asks_afterwards()
         return self.outcome
 
-    def _log_undecided(self) -> None:
+    def _tell_asks_afterwards(self) -> None:
+        habits = self.upstream.habits
+        if not habits.asks_afterwards:
+            habits.asks_afterwards = True
+            self._log(
+                "certificate_requested_afterwards",
+                "the upstream asked for a client certificate after the handshake, as for certain paths only",
+            )
+
+    def _log(self, event: str, message: str) -> None:
         route = self.upstream.route
+        assert self.outcome is not None
         log.info(
-            "the call ended before the upstream's verdict",
+            message,
             extra={
-                "event": "undecided",
-                "outcome": Outcome.UNDECIDED.value,
+                "event": event,
+                "outcome": self.outcome.value,
                 "route": route.id,
                 "upstream": self.upstream.label,
                 "credential": route.credential_id,
@@ -260,6 +288,7 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.upstream_ended(None)  # between its opening and now
             return
         self._exchange = exchange
+        self._tls.again = 0
         if self.outcome is None:
             self.seen.request_sent = True
         self.send(data)
@@ -276,6 +305,17 @@ class UpstreamConnection(asyncio.Protocol):
         if data:
             assert self._transport is not None
             self._transport.write(data)
+        elif self._tls.unsent and self._exchange is not None:
+            self._exchange.pause_caller()  # until the upstream's handshake is over
+
+    def _send_unsent(self) -> None:
+        try:
+            self._write(self._tls.send_unsent())
+        except TlsFailure as exc:
+            self._end(Ending.TLS, str(exc))
+            return
+        if not self._tls.unsent and not self._writing_paused and self._exchange is not None:
+            self._exchange.resume_caller()
 
     def pause_reading(self) -> None:
         """Let the upstream wait: the caller does not keep up."""
@@ -343,6 +383,7 @@ class UpstreamConnection(asyncio.Protocol):
                 plain = stream.receive(data)
             except TlsFailure as exc:
                 self._write(stream.take_output())  # our alert
+                self._notice_again()
                 if self.outcome is None:
                     self._advance(b"")  # the upstream's proof may have come before the failure, in one piece
                 self._end(Ending.TLS, str(exc))
@@ -364,15 +405,37 @@ class UpstreamConnection(asyncio.Protocol):
 
         Or the first data of all, which proves that the upstream has accepted us.
         """
-        self._write(self._tls.take_output())
+        stream = self._tls
+        self._write(stream.take_output())
         # What ends the handshake does not count: it may bring all of a long chain.
         established = self._established
+        if self._notice_again():
+            plain = b""  # whatever it is, it was sent before our certificate came
         if self.outcome is None:
             self._advance(plain)
         if established and not plain:
             self._wordless += size
             if self._wordless > _MAX_WORDLESS:
                 self._end(Ending.TLS, "the upstream sends TLS messages without any data")
+            elif stream.again > MOST_AGAIN:
+                self._end(Ending.TLS, "the upstream shakes hands again and again")
+        if stream.unsent:
+            self._send_unsent()
+
+    def _notice_again(self) -> bool:
+        """See whether the upstream has begun a handshake anew, or asked for a certificate after it."""
+        seen = self._tls.seen
+        if seen is self.seen:
+            return False
+        if self.outcome is None:
+            self.seen.stage = Stage.PROVEN  # it would not go on with us otherwise
+            self._settle()
+            self._open()
+        seen.request_sent = self._exchange is not None
+        self.seen, self.outcome = seen, None
+        self._began = self._loop.time()
+        self._wordless = 0
+        return True
 
     def eof_received(self) -> None:
         self._end(Ending.EOF)
@@ -423,7 +486,7 @@ class UpstreamConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         try:
-            if self._exchange is not None:
+            if self._exchange is not None and not self._tls.unsent:
                 self._exchange.resume_caller()
         except Exception as exc:
             self._fault(exc)
@@ -471,6 +534,7 @@ class UpstreamConnection(asyncio.Protocol):
             and not stream.closed
             and stream.failure is None
             and not self._writing_paused
+            and not stream.unsent
             and not self._lost
             and self._state is _State.OPEN
         )
@@ -487,7 +551,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._hold.cancel()
         try:
             if self.outcome is None:
-                self.seen.ending, self.seen.error = ending, error or self.seen.error
+                unheard = self.seen.afterwards and self._exchange is None and ending is not Ending.TLS
+                # An idle connection may end at any time, which says nothing about our certificate.
+                self.seen.ending = Ending.ABANDONED if unheard else ending
+                self.seen.error = error or self.seen.error
                 self._settle()
         except Exception as exc:
             log.error("an error of sidecert's own at the end of an upstream connection", exc_info=exc)

@@ -219,6 +219,8 @@ class Tls:
 
     closed = False
     failure = None
+    again = 0
+    unsent = b""
 
     def send(self, data: bytes) -> bytes:
         return b""

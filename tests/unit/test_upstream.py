@@ -16,7 +16,7 @@ from sidecert.errors import BadAnswer
 from sidecert.generation import Upstream
 from sidecert.http1 import ResponseHead
 from sidecert.metrics import RouteStats
-from sidecert.outcome import Outcome
+from sidecert.outcome import Observation, Outcome
 from sidecert.upstream import NotOpened, UpstreamConnection
 from support.certs import Pki
 from support.inside import LOOPS, LoopKind, generation, new_loop
@@ -283,6 +283,11 @@ class Wordless:
     closed = False
     news = True
     failure = None
+    again = 0
+    unsent = b""
+
+    def __init__(self, seen: Observation) -> None:
+        self.seen = seen
 
     def receive(self, data: bytes) -> bytes:
         return b""
@@ -299,7 +304,7 @@ def test_tls_messages_without_data_are_bounded(play: Play, recorder: TlsRecorder
         await scene.connection.open()
         taker = Taker()
         scene.connection.begin(taker, b"GET", REQUEST, None)
-        scene.connection._tls = Wordless()  # type: ignore[assignment]
+        scene.connection._tls = Wordless(scene.connection.seen)  # type: ignore[assignment]
         for _ in range(32):
             scene.connection.data_received(b"k" * 1024)
         assert taker.end is None

@@ -1,0 +1,200 @@
+"""An upstream that asks for a certificate only once it knows the path of a call: Apache, per `<Location>`.
+
+Under TLS 1.3 by post-handshake authentication, under TLS 1.2 by renegotiation. The call works, and a refusal
+is as good as one in the handshake: counted, logged and answered with the same outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.certs import Pki, expired
+from support.clients import Caller
+from support.front_peers import Behind, apache, plain_service
+from support.peers import Peer
+from support.recorder import TlsVersion
+from support.sidecar import Sidecar, StartSidecar, route
+
+TLS: list[TlsVersion] = ["1.2", "1.3"]
+LOCATIONS = """
+    <Location /required>
+        SSLVerifyClient require
+    </Location>
+    <Location /optional>
+        SSLVerifyClient optional
+    </Location>
+    <Location /large>
+        SSLVerifyClient require
+        SSLRenegBufferSize 1048576
+    </Location>
+"""
+HOW = {"1.2": "renegotiation", "1.3": "post-handshake authentication"}
+REFUSED = {
+    "1.2": {
+        "none": ("client_cert_required", "handshake_failure (40)"),
+        "stranger": ("client_cert_unknown_ca", "unknown_ca (48)"),
+        "late": ("client_cert_expired", "certificate_expired (45)"),
+        "lost": ("client_cert_revoked", "certificate_revoked (44)"),
+    },
+    "1.3": {
+        "stranger": ("client_cert_unknown_ca", "unknown_ca (48)"),
+        "late": ("client_cert_expired", "certificate_expired (45)"),
+        "lost": ("client_cert_revoked", "certificate_revoked (44)"),
+    },
+}
+
+
+@contextmanager
+def asking(folder: Path, pki: Pki, tls: TlsVersion, crl: Path | None = None) -> Iterator[tuple[Peer, Behind]]:
+    with (
+        plain_service() as behind,
+        apache(
+            folder / "apache",
+            pki.upstream,
+            pki.trust,
+            behind,
+            tls=tls,
+            verify="off",
+            extra=LOCATIONS,
+            crl=crl,
+        ) as upstream,
+    ):
+        yield upstream, behind
+
+
+def cert_requests(running: Sidecar, name: str) -> dict[str, float | None]:
+    return {
+        requested: running.metric("sidecert_client_cert_requests_total", route=name, requested=requested)
+        for requested in ("no", "yes")
+    }
+
+
+def durations(running: Sidecar, name: str) -> float | None:
+    return running.metric("sidecert_handshake_duration_seconds_count", route=name)
+
+
+@pytest.mark.parametrize("tls", TLS)
+def test_calls_work_where_apache_asks_for_certain_paths_only(
+    tls: TlsVersion, sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """Whatever the method and the body, on one connection."""
+    calls: list[tuple[str, str, bytes | None]] = [
+        ("GET", "/required", None),
+        ("HEAD", "/required", None),
+        ("POST", "/required", b"small"),
+        ("POST", "/large", b"l" * 300_000),
+        ("GET", "/optional", None),
+        ("GET", "/required", None),
+        ("GET", "/", None),
+    ]
+    with asking(tmp_path, pki, tls) as (upstream, _):
+        running = sidecar(route("orders", upstream, trust=pki.trust))
+        with Caller(running.listener) as caller:
+            for method, path, body in calls:
+                answer = caller.call(method, f"http://orders.test{path}", body)
+                assert answer.status == 200
+                assert answer.text == ("" if method == "HEAD" else "fine\n")
+        # One for the connection, in which it asked for nothing, and one for each time that it asked.
+        requests = cert_requests(running, "orders")
+        assert requests["no"] == 1
+        again = requests["yes"]
+        assert again in (1, 2)  # under TLS 1.2 it forgets after a path where it need not ask
+        assert running.outcomes("orders") == {"ok": 1 + again}
+        assert durations(running, "orders") == 1 + again
+        assert running.metric("sidecert_upstream_connection_reuses_total", route="orders") == len(calls) - 1
+        (record,) = running.events("certificate_requested_afterwards")
+        assert any(HOW[tls] in line for line in record["evidence"])
+        assert running.events("certificate_not_requested") == []
+
+
+@pytest.mark.parametrize("tls", TLS)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_refusal_is_answered_and_counted_as_one_in_the_handshake(
+    method: str, tls: TlsVersion, sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """None, another CA's, an expired and a revoked certificate; nothing of the request is executed."""
+    late = pki.ca.caller("late", **expired()).write(pki.folder / "late", "late")
+    leaf = pki.ca.caller("lost")
+    lost = leaf.write(pki.folder / "lost", "lost")
+    crl = tmp_path / "crl.pem"
+    crl.write_bytes(pki.ca.crl(leaf))
+    credentials = {**pki.credentials, "late": late.config, "lost": lost.config}
+    with asking(tmp_path, pki, tls, crl) as (upstream, behind):
+        running = sidecar(
+            *(route(name, upstream, trust=pki.trust, credential=name) for name in REFUSED[tls]),
+            credentials=credentials,
+        )
+        body = b"b" * 50_000 if method == "POST" else None
+        for name, (outcome, alert) in REFUSED[tls].items():
+            answer = running.call(method, f"http://{name}.test/required", body)
+            check_refusal(running, answer.json(), name, outcome, alert, HOW[tls])
+            assert answer.header("Sidecert-Outcome") == outcome
+        assert behind.connections == 0
+
+
+def check_refusal(
+    running: Sidecar, told: dict[str, Any], name: str, outcome: str, alert: str, how: str
+) -> None:
+    assert (told["status"], told["outcome"]) == (502, outcome)
+    asked, ended = told["evidence"][1], told["evidence"][2:]
+    assert asked.startswith(f"the upstream asked for a client certificate after the handshake ({how}), once")
+    assert any(line.startswith(f"alert {alert}") for line in ended)
+    assert "the request may have been processed" in told["detail"]
+    assert "not processed" not in told["detail"]
+    assert running.outcomes(name) == {"ok": 1, outcome: 1}
+    assert cert_requests(running, name) == {"no": 1, "yes": 1}
+    assert durations(running, name) == 2
+    assert running.metric("sidecert_retries_total", route=name) == 0
+    assert running.metric("sidecert_upstream_connections", route=name, state="idle") == 0
+    (record,) = [record for record in running.events("refused") if record["route"] == name]
+    assert record["outcome"] == outcome
+    assert record["evidence"] == told["evidence"]
+
+
+@pytest.mark.parametrize("tls", TLS)
+def test_refusal_on_a_pooled_connection_is_not_sent_again(
+    tls: TlsVersion, sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """A safe call on a connection that was used before: its end is a verdict, and no reason to try again."""
+    with asking(tmp_path, pki, tls) as (upstream, behind):
+        running = sidecar(route("orders", upstream, trust=pki.trust, credential="stranger"))
+        assert running.get("http://orders.test/").status == 200
+        for count in (1, 2):
+            answer = running.get("http://orders.test/required")
+            assert answer.json()["outcome"] == "client_cert_unknown_ca"
+            assert running.outcomes("orders") == {"ok": count, "client_cert_unknown_ca": count}
+        assert running.metric("sidecert_retries_total", route="orders") == 0
+        assert behind.connections == 1
+
+
+@pytest.mark.parametrize("tls", TLS)
+def test_apache_says_413_of_a_body_that_its_buffer_does_not_hold(
+    tls: TlsVersion, sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """It must have read all of a body before it can ask: 128 KiB unless SSLRenegBufferSize says more."""
+    with asking(tmp_path, pki, tls) as (upstream, behind):
+        running = sidecar(route("orders", upstream, trust=pki.trust))
+        answer = running.call("POST", "http://orders.test/required", b"l" * 300_000)
+        assert answer.status == 413
+        assert answer.header("Sidecert-Outcome") is None
+        assert running.outcomes("orders") == {"ok": 1}
+        assert behind.connections == 0
+        assert running.call("POST", "http://orders.test/required", b"s" * 100_000).status == 200
+
+
+def test_without_a_credential_apache_cannot_ask_under_tls_1_3(
+    sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """Nothing is offered that could not be kept; its 403 says so, and goes through."""
+    with asking(tmp_path, pki, "1.3") as (upstream, behind):
+        running = sidecar(route("orders", upstream, trust=pki.trust, credential="none"))
+        answer = running.get("http://orders.test/required")
+        assert answer.status == 403
+        assert "Cannot perform Post-Handshake Authentication" in answer.text
+        assert running.outcomes("orders") == {"ok": 1}
+        assert behind.connections == 0
