@@ -13,6 +13,7 @@ import pytest
 
 import sidecert.pool
 from sidecert.errors import Refusal
+from sidecert.generation import Habits
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Observation, Outcome
 from sidecert.pool import MAX_AGE, Pool
@@ -35,6 +36,7 @@ class FakeConnection:
         self.reusable = True
         self.alive = True
         self.ended = False
+        self.unasked = False
         self.seen = self.next_seen
         self.made.append(self)
 
@@ -55,7 +57,8 @@ class FakeConnection:
     close = leave = end
 
 
-A, B = SimpleNamespace(host="a", label="a:1"), SimpleNamespace(host="b", label="b:1")
+A = SimpleNamespace(host="a", label="a:1", habits=Habits())
+B = SimpleNamespace(host="b", label="b:1", habits=Habits())
 
 
 def make_pool(
@@ -405,10 +408,28 @@ def test_abort_ends_everything(play: Play) -> None:
     play(main)
 
 
+def test_upstream_that_asks_when_it_knows_the_path_is_not_one_that_never_asks(
+    play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asked before the answer, or on another connection before."""
+    monkeypatch.setattr(FakeConnection, "next_seen", Observation(certificate_sent=True))
+
+    async def main() -> None:
+        pool = make_pool()
+        connection = await pool.open(A)
+        connection.unasked = False  # what the connection does then
+        pool.release(connection)
+        knows = SimpleNamespace(host="a", label="a:1", habits=Habits(asks_afterwards=True))
+        pool.release(await pool.open(knows))
+
+    play(main)
+    assert caplog.records == []
+
+
 def test_upstream_that_asks_for_no_certificate_is_told_once_per_generation(
     play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the route has a credential, and however many connections are opened."""
+    """Where the route has a credential, however many connections are opened; once there is an answer."""
     told = caplog.records
 
     async def main() -> None:
@@ -422,10 +443,14 @@ def test_upstream_that_asks_for_no_certificate_is_told_once_per_generation(
         ):
             seen = Observation(certificate_sent=sent, certificate_requested=requested)
             monkeypatch.setattr(FakeConnection, "next_seen", seen)
-            await pool.open(A)
+            before = len(told)
+            connection = await pool.open(A)
+            assert len(told) == before
+            pool.release(connection)
             assert len(told) == records
         pool.route = copy.copy(pool.route)
-        await pool.open(A)
+        connection = await pool.open(A)
+        connection.end()
         assert len(told) == 2
 
     play(main)
