@@ -7,10 +7,11 @@ import logging
 import os
 from typing import Any
 
+from sidecert.config import host_port
 from sidecert.errors import Refusal
 from sidecert.explain_http import explain_answer
 from sidecert.generation import Upstream
-from sidecert.http1 import RequestHead
+from sidecert.http1 import SHOWN_HOST, SHOWN_PATH, RequestHead, asked
 from sidecert.http_verdict import Signature, StartOfAnswer
 from sidecert.outcome import Observation
 
@@ -28,7 +29,34 @@ def new_request_id() -> str:
     return f"{_run}-{next(_numbers)}"
 
 
-def refused(refusal: Refusal, request_id: str, listener: str, upstream: Upstream | None) -> None:
+Call = dict[str, str]
+"""A call in the fields of a log line: its id, what was asked for (never the query), by whom and where."""
+
+
+def call(head: RequestHead, request_id: str, listener: str, peer: object) -> Call:
+    """A call whose head was read; `peer` is the caller's address as its socket names it."""
+    method, host, path = head.method.decode("latin-1"), head.host or "", head.path.decode("latin-1")
+    return _fields(request_id, listener, peer, method, host[:SHOWN_HOST], path[:SHOWN_PATH])
+
+
+def unread_call(raw: bytes, request_id: str, listener: str, peer: object) -> Call:
+    """One whose head, or what has come of it, is `raw` and cannot be used."""
+    return _fields(request_id, listener, peer, *asked(raw))
+
+
+def _fields(request_id: str, listener: str, peer: object, method: str, host: str, path: str) -> Call:
+    caller = host_port(peer[0], peer[1]) if isinstance(peer, tuple) else "unix"
+    return {
+        "request_id": request_id,
+        "method": method,
+        "host": host,
+        "path": path,
+        "listener": listener,
+        "caller": caller,
+    }
+
+
+def refused(refusal: Refusal, call: Call, upstream: Upstream | None) -> None:
     """The words of the answer, under the same id."""
     level = logging.WARNING if refusal.status >= _UNUSUAL else logging.INFO
     _LOG.log(
@@ -36,10 +64,9 @@ def refused(refusal: Refusal, request_id: str, listener: str, upstream: Upstream
         refusal.title,
         extra={
             "event": "refused",
-            "request_id": request_id,
+            **call,
             "outcome": refusal.outcome,
             "status": refusal.status,
-            "listener": listener,
             **_place(upstream),
             "cause": refusal.detail,
             "evidence": list(refusal.evidence),
@@ -88,28 +115,23 @@ def rejected(
     )
 
 
-def cut(request_id: str, upstream: Upstream | None, error: Exception | None) -> None:
+def cut(call: Call, upstream: Upstream | None, error: Exception | None) -> None:
     """An answer that had begun and could not be completed."""
     _LOG.warning(
         "an answer was cut short",
-        extra={"event": "cut", "request_id": request_id, **_place(upstream), "cause": str(error or "")},
+        extra={"event": "cut", **call, **_place(upstream), "cause": str(error or "")},
     )
 
 
-def access(
-    head: RequestHead, status: int, source: str, seconds: float, listener: str, upstream: Upstream | None
-) -> None:
-    """The call as it ended; never its query."""
+def access(call: Call, status: int, source: str, seconds: float, upstream: Upstream | None) -> None:
+    """The call as it ended."""
     _ACCESS.info(
         "call",
         extra={
-            "method": head.method.decode("latin-1"),
-            "host": head.host,
-            "path": head.path.decode("latin-1"),
+            **call,
             "status": status,
             "source": source,
             "seconds": round(seconds, 6),
-            "listener": listener,
             **_place(upstream),
         },
     )

@@ -77,6 +77,7 @@ class Downstream(asyncio.Protocol):
     _body_until = 0.0
     """Loop time until which the rest of a body is dropped; 0 where none is on its way."""
     _eof = False
+    _addresses: tuple[object, object] | None = None
 
     def __init__(self, plane: Plane, listener: Listener) -> None:
         self.listener = listener
@@ -94,6 +95,8 @@ class Downstream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._stats.connections += 1
         try:
+            if self._plane.access_log:
+                self.addresses()  # the socket forgets them when the caller leaves
             if len(self._plane.connections) >= self._limits.connections:
                 self._refuse_connection()
                 return
@@ -249,7 +252,10 @@ class Downstream(asyncio.Protocol):
 
     def addresses(self) -> tuple[object, object]:
         """The caller's address and our own, as the socket names them."""
-        return self._transport.get_extra_info("peername"), self._transport.get_extra_info("sockname")
+        if self._addresses is None:
+            ask = self._transport.get_extra_info
+            self._addresses = ask("peername"), ask("sockname")
+        return self._addresses
 
     def write(self, data: bytes) -> None:
         """Send part of the answer."""
@@ -364,7 +370,8 @@ class Downstream(asyncio.Protocol):
         """Answer a request that could not be read, or was not."""
         request_id = calllog.new_request_id()
         self._plane.metrics.denied(refusal.outcome)
-        calllog.refused(refusal, request_id, self.listener.label, None)
+        call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.addresses()[0])
+        calllog.refused(refusal, call, None)
         self._transport.write(
             answers.render(
                 refusal,

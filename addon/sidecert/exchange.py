@@ -417,7 +417,7 @@ class Exchange:
             self._fail(refusal)
             return
         self._plane.metrics.denied(refusal.outcome)
-        calllog.refused(refusal, self.name_request(), self._caller.listener.label, self.upstream)
+        calllog.refused(refusal, self._call(), self.upstream)
         self._end(refusal.status)
         self._let_go()
         self._caller.refuse(refusal, self)
@@ -426,7 +426,7 @@ class Exchange:
         """An answer that cannot be completed must not look complete."""
         if self._ended:
             return
-        calllog.cut(self.name_request(), self.upstream, error)
+        calllog.cut(self._call(), self.upstream, error)
         self._end(self._status, from_upstream=True)
         self._let_go()
         self._caller.cut()
@@ -452,8 +452,7 @@ class Exchange:
             self._pool.stats.request(status, from_upstream, seconds)
         if self._plane.access_log:
             source = "upstream" if from_upstream else "sidecert"
-            listener = self._caller.listener.label
-            calllog.access(self.head, status, source, seconds, listener, self.upstream)
+            calllog.access(self._call(), status, source, seconds, self.upstream)
 
     def _let_go(self) -> None:
         """Leave the upstream: its connection can serve nobody else now."""
@@ -469,6 +468,11 @@ class Exchange:
         if not self.request_id:
             self.request_id = calllog.new_request_id()
         return self.request_id
+
+    def _call(self) -> calllog.Call:
+        """Who called whom, for the log."""
+        caller = self._caller
+        return calllog.call(self.head, self.name_request(), caller.listener.label, caller.addresses()[0])
 
     def _explain(self, seen: Observation, outcome: Outcome) -> Refusal:
         """The refusal for an attempt that failed."""

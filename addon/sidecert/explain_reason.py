@@ -13,7 +13,9 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     Reason.BAD_REQUEST: (
         "The request cannot be understood without doubt: its syntax, its path or its Host is not sound, its "
         "body does not come whole, or its path could be read as that of another route.",
-        "Correct the tool that sends it; `detail` says what is wrong.",
+        "Correct the tool that sends it; `detail` says what is wrong. Where a tool speaks of TLS or of a "
+        "wrong version number, it was given https:// with the address of sidecert: call http:// there, as in "
+        "`curl http://127.0.0.1:8080/`; sidecert itself makes the TLS connection.",
     ),
     Reason.NO_ROUTE: (
         "No route of the config has this host, port and path. sidecert calls only what its config names.",
@@ -39,9 +41,12 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "Set `private: true` on the route if such addresses are meant, or name the host itself in a route.",
     ),
     Reason.CONNECT_NOT_ALLOWED: (
-        "The tool asked for a tunnel (CONNECT), as it does for an https address. Through a tunnel sidecert "
-        "could not present a certificate.",
-        "Give the tool the address with `http://` instead of `https://`; sidecert makes it TLS.",
+        "The tool was given an https:// address and sidecert as its proxy, so it asked for a tunnel "
+        "(CONNECT). Inside a tunnel the tool makes the TLS connection itself, and sidecert could not present a "
+        "certificate.",
+        "Give the tool the address with http:// instead of https://, and sidecert as the proxy for http "
+        "(`http_proxy`, not `https_proxy`): `http_proxy=http://127.0.0.1:8080 curl http://HOST/PATH`. "
+        "sidecert makes the TLS connection. `sidecert why https://HOST/PATH` tells what to call instead.",
     ),
     Reason.HEADER_TOO_LARGE: (
         "The request's header is larger than `limits.header_bytes` of the config, or has too many lines.",

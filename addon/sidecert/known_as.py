@@ -1,8 +1,8 @@
 """What other tools say where sidecert says an outcome, a reason or a signature: so that a search finds it.
 
-Seen with curl 7.88, OpenSSL 3.0 and 4.0, Java 17, Node 20 and Python 3.12 against servers that fail in just
-that way; the words of Postman, Go, .NET and IAIK (the TLS of webMethods Integration Server and SAP PO) are
-those of their users' reports. `...` stands for what differs each time. Data only.
+Seen with curl 7.88, OpenSSL 3.0 and 4.0, Java 17, Node 20, Python 3.12, wget 1.21, git 2.39 and libwww-perl
+against servers that fail in just that way; the words of Postman, Go, .NET and IAIK (the TLS of webMethods
+Integration Server and SAP PO) are those of their users' reports. `...` stands for what differs each time. Data only.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _TOOLS = {
     "iaik": "webMethods, SAP (IAIK)",
     "python": "Python, requests",
     "go": "Go",
+    "wget": "wget",
+    "git": "git",
+    "perl": "Perl",
     "dotnet": ".NET",
     "browser": "Chrome",
     "java_log": "Java, in the upstream's log",
@@ -297,6 +300,35 @@ KNOWN_AS: Mapping[str, tuple[Saying, ...]] = {
     Outcome.TLS_ERROR: (
         *_alert(112, "tlsv1 unrecognized name", "unrecognized_name", "unrecognized name"),
         *_alert(80, "tlsv1 alert internal error", "internal_error", "internal error"),
+    ),
+    Reason.BAD_REQUEST.word: (
+        *_PORT_SPEAKS_HTTP,
+        *_said(
+            node="fetch failed ERR_SSL_WRONG_VERSION_NUMBER",
+            java="javax.net.ssl.SSLException: Unrecognized SSL message, plaintext connection?",
+            wget="GnuTLS: An unexpected TLS packet was received.\nUnable to establish SSL connection.",
+            perl="SSL connect attempt failed error:...:SSL routines::wrong version number",
+            browser="ERR_SSL_PROTOCOL_ERROR",
+        ),
+    ),
+    Reason.CONNECT_NOT_ALLOWED.word: _said(
+        postman="Error: tunneling socket could not be established, statusCode=403",
+        node="tunneling socket could not be established, statusCode=403\n"
+        "Proxy response (403) !== 200 when HTTP Tunneling",
+        curl="curl: (56) CONNECT tunnel failed, response 403\n"
+        "curl: (56) Received HTTP code 403 from proxy after CONNECT",
+        wget="Proxy tunneling failed: Forbidden\nUnable to establish SSL connection.",
+        git="fatal: unable to access '...': CONNECT tunnel failed, response 403",
+        openssl="s_client: HTTP CONNECT failed, reason= 403 Forbidden",
+        java='java.io.IOException: Unable to tunnel through proxy. Proxy returns "HTTP/1.1 403 Forbidden"\n'
+        "java.io.IOException: Tunnel failed, got: 403",
+        python="OSError: Tunnel connection failed: 403 Forbidden\n"
+        "urllib.error.URLError: <urlopen error Tunnel connection failed: 403 Forbidden>\n"
+        "requests.exceptions.ProxyError: ... ('Unable to connect to proxy', "
+        "OSError('Tunnel connection failed: 403 Forbidden'))",
+        perl="500 establishing SSL tunnel failed: 403 Forbidden",
+        dotnet="The proxy tunnel request to proxy '...' failed with status code '403'.",
+        browser="ERR_TUNNEL_CONNECTION_FAILED",
     ),
     Reason.UPSTREAM_CLOSED.word: _said(
         postman="Error: socket hang up",

@@ -26,6 +26,7 @@ from sidecert.http1.framing import (
     last_chunk,
 )
 from sidecert.http1.hopbyhop import LOCATION, OWS, REFRESH
+from sidecert.http1.malformed import SHOWN_HOST, SHOWN_PATH, asked
 from sidecert.http1.request_head import RequestHead, RequestParser, upstream_head
 from sidecert.http1.response_head import ResponseHead, ResponseParser, downstream_head
 
@@ -35,6 +36,8 @@ __all__ = [
     "LOCATION",
     "OWS",
     "REFRESH",
+    "SHOWN_HOST",
+    "SHOWN_PATH",
     "SWITCHING_PROTOCOLS",
     "UNTIL_CLOSE",
     "AnswerReader",
@@ -47,6 +50,7 @@ __all__ = [
     "RequestParser",
     "ResponseHead",
     "ResponseParser",
+    "asked",
     "body_reader",
     "downstream_head",
     "encode_chunk",

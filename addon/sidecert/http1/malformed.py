@@ -16,9 +16,16 @@ _LONE_CR_OR_LF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TLS: Final = (
     "TLS arrived where plain HTTP is spoken.",
-    "Call this listener with http://; sidecert itself makes the TLS connection.",
+    "Call this listener with http:// instead of https://; sidecert itself makes the TLS connection.",
 )
 NOT_AN_ANSWER: Final = "The answer does not begin with an HTTP/1 status line; is this an HTTP/1.1 service?"
+_ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/]*)(.*)", re.DOTALL)
+_HOST: Final = re.compile(rb"\nhost:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_LOOKED_AT: Final = 8192  # bytes
+_SHOWN_METHOD: Final = 40
+SHOWN_HOST: Final = 255
+SHOWN_PATH: Final = 200
+"""Characters that the log has of each."""
 _MINOR: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 _BAD_METHOD: Final = "The request method is malformed."
 _METHOD_HINT: Final = "Methods are upper-case words such as GET, POST, PUT, PATCH, DELETE, HEAD or OPTIONS."
@@ -96,6 +103,30 @@ def request_problem(raw: bytes) -> Refusal | None:
             return refusal
         problem = _header_lines_problem(lines)
     return None if problem is None else bad_request(*problem)
+
+
+def asked(raw: bytes) -> tuple[str, str, str]:
+    """(method, host, path) of a head that cannot be used, as far as they can be made out; else empty.
+
+    For the log: short, and neither a query nor user information.
+    """
+    line, line_end, rest = raw[:_LOOKED_AT].lstrip(b"\r\n").partition(b"\n")
+    method, _, target = line.partition(b" ")
+    if not line_end or not is_token(method) or not target:
+        return "", "", ""
+    named = _HOST.search(b"\n" + rest)
+    target = target.split(b" ")[0]
+    host, path = named[1] if named is not None else b"", target.partition(b"?")[0].partition(b"#")[0]
+    if method == b"CONNECT":
+        host, path = path, b""
+    elif not path.startswith(b"/"):
+        absolute = _ABSOLUTE.fullmatch(path)
+        host, path = (absolute[1], absolute[2]) if absolute is not None else (host, b"")
+        if b"@" in target:
+            path = b""  # a password may hold a slash
+            host = target.rpartition(b"@")[2].partition(b"/")[0].partition(b"?")[0]
+    host = host.rpartition(b"@")[2].strip()
+    return words.shown(method, _SHOWN_METHOD), words.shown(host, SHOWN_HOST), words.shown(path, SHOWN_PATH)
 
 
 def answer_problem(raw: bytes) -> BadAnswer | None:

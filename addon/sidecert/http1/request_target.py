@@ -55,10 +55,13 @@ def _connect(target: bytes) -> Refusal:
     host_port = _AUTHORITY.fullmatch(target)
     if host_port is None or not host_port[3]:
         return bad_request("The target of CONNECT is not `host:port`.", "Send `CONNECT host:port HTTP/1.1`.")
+    plain = shown(target.removesuffix(b":443"))[1:-1]
     return Refusal.of(
         Reason.CONNECT_NOT_ALLOWED,
-        "The caller asked for a tunnel with CONNECT, inside which no certificate could be added.",
-        "Call the upstream with http:// through sidecert; sidecert makes the TLS connection.",
+        f"The caller asked for a tunnel (CONNECT) to {shown(target)}, as tools do for an https:// address. "
+        "Inside a tunnel no certificate could be added.",
+        f"Call http://{plain} instead of https://{plain}, with sidecert as the proxy for http (`http_proxy`, "
+        "not `https_proxy`); sidecert makes the TLS connection.",
     )
 
 
