@@ -304,6 +304,8 @@ class Villain:
     asks: bool = True
     chain: Callable[[Pki], tuple[x509.Certificate, ...]] = lambda _: ()
     """What it presents behind its own certificate."""
+    slow: bool = False
+    """It needs time itself for what it does, on a busy machine more than the others are given."""
     after: bool = False
     """It takes the certificate and does its harm then: the call may last as long as `response` says."""
 

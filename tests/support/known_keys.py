@@ -48,10 +48,11 @@ def alert(number: int, level: int = 2) -> bytes:
 
 def records(data: bytes) -> Iterator[bytes]:
     """The whole records in `data`, with their heads, and the rest as a last piece."""
-    while data:
-        size = 5 + int.from_bytes(data[3:5])
-        yield data[:size]
-        data = data[size:]
+    at = 0
+    while at < len(data):
+        end = at + 5 + int.from_bytes(data[at + 3 : at + 5])
+        yield data[at:end]
+        at = end
 
 
 class Seal13:
