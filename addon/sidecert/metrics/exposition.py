@@ -162,13 +162,14 @@ _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
     (
         "sidecert_handshakes_total",
         "counter",
-        "Attempts to open an upstream connection, by what came of them.",
+        "Attempts to open an upstream connection, and what the upstream began on an open one (a renegotiation, "
+        "or a certificate asked for after the handshake), by what came of them.",
         _handshakes,
     ),
     (
         "sidecert_handshake_duration_seconds",
         "histogram",
-        "From the start of an attempt, with the name look-up, to the upstream's verdict or to its failure.",
+        "From the start of what sidecert_handshakes_total counts, with the name look-up, to its outcome.",
         _histogram(lambda stats: stats.handshake_durations),
     ),
     (
