@@ -6,6 +6,8 @@ is as good as one in the handshake: counted, logged and answered with the same o
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from support.asking_peers import asks_in_the_body
 from support.certs import Pki, expired
-from support.clients import Caller
+from support.clients import Caller, Talker
 from support.front_peers import Behind, apache, plain_service
 from support.peers import Peer
 from support.recorder import TlsVersion
@@ -198,3 +201,45 @@ def test_without_a_credential_apache_cannot_ask_under_tls_1_3(
         assert "Cannot perform Post-Handshake Authentication" in answer.text
         assert running.outcomes("orders") == {"ok": 1}
         assert behind.connections == 0
+
+
+@pytest.mark.parametrize("tls", TLS)
+def test_body_goes_on_where_the_upstream_asks_in_the_midst_of_it(
+    tls: TlsVersion, sidecar: StartSidecar, pki: Pki
+) -> None:
+    """In a renegotiation nothing can be sent: the rest waits, and nothing of it is lost or doubled."""
+    body = os.urandom(3_000_000)
+    with asks_in_the_body(pki, tls, after=50_000) as upstream:
+        running = sidecar(route("orders", upstream.peer, trust=pki.trust))
+        head = b"POST /x HTTP/1.1\r\nHost: orders.test\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with Talker(running.listener) as talker:
+            talker.send(head + body[:100_000])
+            assert upstream.asked.wait(10)
+            sender = threading.Thread(target=talker.send, args=(body[100_000:],))
+            sender.start()
+            sender.join(0.3)  # more than the caller's part of the way holds, while the upstream does not read
+            assert running.resident() < 200_000_000
+            upstream.go.set()
+            answer = talker.read_answer("POST")
+            sender.join(10)
+        assert (answer.status, answer.text) == (200, "fine\n")
+        (request,) = upstream.requests
+        assert request.partition(b"\r\n\r\n")[2] == body
+        assert upstream.subjects == ["alice"]
+        assert running.outcomes("orders") == {"ok": 2}
+        assert cert_requests(running, "orders") == {"no": 1, "yes": 1}
+        assert running.get("http://orders.test/").status == 200
+        assert running.metric("sidecert_upstream_connection_reuses_total", route="orders") == 1
+
+
+@pytest.mark.parametrize("tls", TLS)
+def test_refusal_in_the_midst_of_a_body_is_told_too(tls: TlsVersion, sidecar: StartSidecar, pki: Pki) -> None:
+    """The upstream has a part of the body, and its verdict comes before its answer could."""
+    with asks_in_the_body(pki, tls, after=50_000) as upstream:
+        upstream.go.set()
+        running = sidecar(route("orders", upstream.peer, trust=pki.trust, credential="stranger"))
+        answer = running.call("POST", "http://orders.test/x", b"b" * 300_000)
+        assert answer.json()["outcome"] == "client_cert_unknown_ca"
+        assert "may have been processed" in answer.json()["detail"]
+        assert running.outcomes("orders") == {"ok": 1, "client_cert_unknown_ca": 1}
+        assert upstream.requests == []

@@ -162,8 +162,8 @@ _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
     (
         "sidecert_handshakes_total",
         "counter",
-        "Attempts to open an upstream connection, and what the upstream began on an open one (a renegotiation, "
-        "or a certificate asked for after the handshake), by what came of them.",
+        "Attempts to open an upstream connection, and what the upstream began on an open one (a "
+        "renegotiation, or a certificate asked for after the handshake), by what came of them.",
         _handshakes,
     ),
     (
