@@ -112,12 +112,24 @@ class Pattern:
             if b"*" in raw and raw not in _WILD:
                 raise ValueError("* and ** stand for whole segments, as in /a/*/b or /a/**")
             parsed.append(_WILD.get(raw) or _segment(raw))
+        return cls._of(parsed)
+
+    @classmethod
+    def _of(cls, parsed: list[Segment]) -> Pattern:
         prefix: list[bytes] = []
         for segment in parsed:
             if isinstance(segment, Wild):
                 break
             prefix.append(segment)
         return cls(tuple(prefix), tuple(parsed[len(prefix) :]))
+
+    def readings(self) -> list[Pattern]:
+        """What some services make of its literal segments, see `other_readings`. Of most patterns nothing."""
+        # No literal holds a NUL, so that these stay what they are.
+        stand_in = {ONE: b"\0*", MANY: b"\0**"}
+        wild = {text: segment for segment, text in stand_in.items()}
+        parts = [stand_in[part] if isinstance(part, Wild) else part for part in (*self.prefix, *self.tail)]
+        return [self._of([wild.get(part) or part for part in reading]) for reading in other_readings(parts)]
 
     @property
     def rank(self) -> tuple[bool, int, int]:

@@ -54,7 +54,7 @@ class Router:
         """The route of a request, and the host it matched, normalised.
 
         `host` and `port` are the caller's (no brackets), `path` is raw and has no query. Raises Refusal:
-        BAD_REQUEST (also where some services read the path as one that another route takes),
+        BAD_REQUEST (also where some services read the path as one that the route does not take),
         METHOD_NOT_ALLOWED (all but the method matches) or NO_ROUTE.
         """
         parts = _segments(path)
@@ -84,20 +84,23 @@ class Router:
     def _check_readings(
         self, rule: Rule, host: str, port: int, path: bytes, parts: list[bytes], method: bytes
     ) -> None:
-        """Refuse a path that, read as some services read it, is another route's than `rule`'s.
+        """Refuse a path that, read as some services read it, is not `rule`'s: another route's, or no route's.
 
-        Such a service would execute what the other route is for, under the certificate of this one.
+        Such a service would execute what `rule` is not for, under the certificate of `rule`.
         """
-        if sum(len(rules.rules) for rules in self._around(host)) == 1:
+        if rule.pattern is None and sum(len(rules.rules) for rules in self._around(host)) == 1:
             return
         for reading in paths.other_readings(parts):
             other = self._pick(host, port, reading, method, [])
-            if other is not None and other is not rule:
-                raise _two_ways(
-                    "the path can be read in two ways that belong to different routes",
-                    f"{shown(path)} is for {rule.route.id}",
-                    f"{shown(b'/'.join(reading))} is for {other.route.id}",
-                )
+            if other is rule or (other is None and rule.takes_reading(reading)):
+                continue
+            raise _two_ways(
+                "the path can be read in two ways that belong to different routes"
+                if other
+                else "the path can be read in two ways, and only one belongs to a route",
+                f"{shown(path)} is for {rule.route.id}",
+                f"{shown(b'/'.join(reading))} is for {other.route.id if other else 'none'}",
+            )
 
     def _around(self, host: str) -> Iterator[HostRules]:
         """What the config has for a normalised host: itself, then the wildcards around it, longest first."""
@@ -147,7 +150,7 @@ class Router:
             detail = f"this listener belongs to route {route_id}: {rule.path_differs(path)}"
             raise Refusal.of(Reason.NO_ROUTE, detail, "call a path of that route, or another listener")
         for reading in paths.other_readings(parts) if paths.has_readings(path) else ():
-            if not rule.takes_path(reading):
+            if not rule.takes_reading(reading):
                 raise _two_ways(
                     f"the path can be read in two ways, and only one is for this listener's route {route_id}",
                     f"{shown(path)} is",
@@ -247,7 +250,7 @@ def _two_ways(wrong: str, sent: str, read: str) -> Refusal:
     return Refusal.of(
         Reason.BAD_REQUEST,
         f"{wrong}: {sent}, but some services read it as another path, and {read}",
-        "send the path without //, %2F, ; and %3B, as the service is to read it",
+        "send the path without //, %2F, ; and %3B, as the service is to read it, or let match.path take both",
     )
 
 

@@ -27,7 +27,7 @@ class Rule:
     (`Pattern.rank`; no path has no literal characters), methods.
     """
 
-    __slots__ = ("exact", "host", "methods", "pattern", "port", "rank", "route", "tail")
+    __slots__ = ("exact", "host", "methods", "pattern", "port", "rank", "readings", "route", "tail")
 
     def __init__(self, route: RouteConfig) -> None:
         match = route.match
@@ -37,6 +37,7 @@ class Rule:
         self.port = match.port
         self.methods = None if match.methods is None else frozenset(name.encode() for name in match.methods)
         self.pattern = None if match.path is None else paths.Pattern.of(match.path)
+        self.readings = [] if self.pattern is None else self.pattern.readings()
         self.tail = () if self.pattern is None else self.pattern.tail
         self.rank = (
             self.exact,
@@ -53,6 +54,13 @@ class Rule:
     def takes_path(self, parts: Sequence[bytes]) -> bool:
         """Whether it matches a path, given as `paths.segments` gives it."""
         return self.pattern is None or self.pattern.matches(parts)
+
+    def takes_reading(self, parts: Sequence[bytes]) -> bool:
+        """Whether it matches one of a path's `paths.other_readings`.
+
+        Who writes `/a%2Fb` into the config calls a service that reads `/a/b`, if it does, on purpose.
+        """
+        return self.takes_path(parts) or any(pattern.matches(parts) for pattern in self.readings)
 
     def takes_method(self, method: bytes) -> bool:
         return self.methods is None or method in self.methods
