@@ -42,8 +42,8 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     ),
     Reason.CONNECT_NOT_ALLOWED: (
         "The tool was given an https:// address and sidecert as its proxy, so it asked for a tunnel "
-        "(CONNECT). Inside a tunnel the tool makes the TLS connection itself, and sidecert could not present a "
-        "certificate.",
+        "(CONNECT). Inside a tunnel the tool makes the TLS connection itself, and sidecert could not present "
+        "a certificate.",
         "Give the tool the address with http:// instead of https://, and sidecert as the proxy for http "
         "(`http_proxy`, not `https_proxy`): `http_proxy=http://127.0.0.1:8080 curl http://HOST/PATH`. "
         "sidecert makes the TLS connection. `sidecert why https://HOST/PATH` tells what to call instead.",

@@ -2,7 +2,8 @@
 
 Seen with curl 7.88, OpenSSL 3.0 and 4.0, Java 17, Node 20, Python 3.12, wget 1.21, git 2.39 and libwww-perl
 against servers that fail in just that way; the words of Postman, Go, .NET and IAIK (the TLS of webMethods
-Integration Server and SAP PO) are those of their users' reports. `...` stands for what differs each time. Data only.
+Integration Server and SAP PO) are those of their users' reports. `...` stands for what differs each
+time. Data only.
 """
 
 from __future__ import annotations

@@ -226,3 +226,74 @@ def test_a_reader_that_goes_is_no_traceback(
         process.stdout.close()
         assert process.stderr.read() == ""
         process.wait(20)
+
+
+@pytest.mark.parametrize("command", ["run", "check", "doctor"])
+def test_no_config_names_the_command_that_was_run_and_an_example(command: str, tmp_path: Path) -> None:
+    """The line that is told to be typed is the one that was meant."""
+    ran = sidecert(command, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert f"sidecert {command} -c FILE" in ran.stderr
+    assert "config/example.yaml" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["check", "bad.yaml"], "Did you mean -c bad.yaml?"),
+        (["run", "a b.yml"], "Did you mean -c 'a b.yml'?"),
+        (["why", "http://orders.test/", "bad.yaml"], "Did you mean -c bad.yaml?"),
+        (["check", "more"], "unexpected extra argument (more)"),
+    ],
+)
+def test_a_config_without_its_option_is_recognised(arguments: list[str], hint: str) -> None:
+    """Most tools take their file as an argument."""
+    ran = sidecert(*arguments)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert hint in ran.stderr
+    assert ("Did you mean" in ran.stderr) == ("Did you mean" in hint)
+
+
+def test_a_config_given_to_doctor_as_a_route_is_recognised(good: dict[str, Any], tmp_path: Path) -> None:
+    """Its argument is a route or an address."""
+    path = _write(tmp_path / "good.yaml", good)
+    ran = sidecert("doctor", "-c", str(path), "bad.yaml")
+    assert ran.returncode == 2
+    assert ran.stderr.endswith("Did you mean -c bad.yaml?\n")
+
+
+def test_next_step_of_doctor_can_be_copied(good: dict[str, Any], tmp_path: Path) -> None:
+    """It names the config that was given; without it, it would look for another."""
+    path = _write(tmp_path / "a b.yaml", good)
+    ran = sidecert("doctor", "-c", str(path))
+    assert ran.returncode == 1
+    assert f"Next: sidecert doctor -c '{path}' orders\n" in ran.stdout
+    told = json.loads(sidecert("doctor", "--json", "-c", str(path)).stdout)
+    assert told["next"] == f"sidecert doctor -c '{path}' orders"
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "nosuch"], ["why", "/x"], ["check"]])
+def test_an_error_is_json_where_that_was_asked_for(
+    arguments: list[str], good: dict[str, Any], tmp_path: Path
+) -> None:
+    """With the status of the words, which are in it."""
+    path = _write(tmp_path / "good.yaml", good)
+    given = ["-c", str(path)] if len(arguments) > 1 else []
+    words = sidecert(*arguments, *given, cwd=tmp_path)
+    ran = sidecert(*arguments, *given, "--json", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (words.returncode, "") == (2, "")
+    told = json.loads(ran.stdout)
+    assert told["ok"] is False
+    assert words.stderr == f"sidecert: {told['error']}\n"
+
+
+def test_doctor_warns_only_of_what_it_examines(good: dict[str, Any], pki: Pki, tmp_path: Path) -> None:
+    """An expired certificate of another route has no part in it; for all routes it has."""
+    late = pki.ca.caller("late", **expired()).write(pki.folder / "late", "late")
+    good["credentials"]["late"] = late.config
+    good["routes"].append({**good["routes"][0], "id": "other", "match": {"host": "other.test"}})
+    good["routes"][1]["credential"] = "late"
+    path = _write(tmp_path / "good.yaml", good)
+    assert sidecert("doctor", "-c", str(path), "orders").stderr == ""
+    assert "credentials.late" in sidecert("doctor", "-c", str(path), "other").stderr
+    assert "credentials.late" in sidecert("doctor", "-c", str(path)).stderr

@@ -90,6 +90,7 @@ def test_json_holds_the_same(config: Path) -> None:
         "upstream": "shop.example.com:8443",
         "server_name": "shop.example.com",
         "trust": "system",
+        "instead": None,
         "refusal": None,
         "others": [
             {"route": "open", "matched": False, "reason": "the host differs: open.test wanted"},
@@ -122,7 +123,7 @@ def test_no_route_is_a_no(config: Path) -> None:
     ran = why(config, "http://open.test/a?token=s3cret")
     assert ran.returncode == 1
     assert "no route     403 no_route: no route takes host open.test, port 80, path /a" in ran.stdout
-    assert "open        port 8000 wanted, the URL has 80" in ran.stdout
+    assert "open  port 8000 wanted, the URL has 80" in ran.stdout
     assert "s3cret" not in ran.stdout + ran.stderr
     told = report(config, "http://open.test/a", status=1)
     assert told["route"] is told["credential"] is told["upstream"] is None
@@ -206,9 +207,55 @@ def test_a_broken_config_ends_with_2_and_every_problem(config: Path) -> None:
 
 
 def test_many_routes_are_cut_for_people_only(config: Path) -> None:
-    """Text lists the nearest twenty; --json has all."""
-    more = "".join(f"  - {{id: r{n}, match: {{host: h{n}.test}}, credential: none}}\n" for n in range(40))
+    """Text lists the nearest twenty and folds those for other hosts into one line; --json has all."""
+    more = "".join(
+        f"  - {{id: r{n}, match: {{host: h{n}.test}}, credential: none}}\n"
+        f"  - {{id: o{n}, match: {{host: orders.example.com, path: /{n}}}, credential: none}}\n"
+        for n in range(40)
+    )
     config.write_text(CONFIG + more)
     ran = why(config, "http://orders.example.com/rest/1")
-    assert ran.stdout.endswith("  and 22 more; --json lists them all\n")
-    assert len(report(config, "http://orders.example.com/rest/1")["others"]) == 42
+    assert ran.stdout.endswith(
+        "  and 21 more; --json lists them all\n  41 other routes are for other hosts\n"
+    )
+    assert "the host differs" not in ran.stdout
+    assert len(report(config, "http://orders.example.com/rest/1")["others"]) == 82
+
+
+def test_https_is_answered_with_what_to_call_instead(config: Path) -> None:
+    """A tool that is given it asks sidecert for a tunnel, or speaks TLS with it; the route is shown all the same."""
+    told = report(config, "https://orders.example.com/rest/1?a")
+    assert told["route"] == "orders"
+    assert "CONNECT orders.example.com:443" in told["instead"]
+    assert told["instead"].endswith("call http://orders.example.com/rest/1 instead")
+    ran = why(config, "https://orders.example.com/rest/1")
+    assert f"  but          {told['instead']}" in ran.stdout
+    assert report(config, "http://orders.example.com/rest/1")["instead"] is None
+    own = report(config, "https://127.0.0.1:9001/rest/1")["instead"]
+    assert "400 bad_request" in own
+    assert own.endswith("call http://127.0.0.1:9001/rest/1")
+
+
+def test_https_of_a_route_for_that_port_keeps_the_port(config: Path) -> None:
+    """Else the call that is advised would have no route."""
+    config.write_text(CONFIG.replace("port: 8000", "port: 443"))
+    assert report(config, "https://open.test/a")["instead"].endswith("call http://open.test:443/a instead")
+
+
+def test_remedy_does_not_advise_the_command_that_gave_it(config: Path) -> None:
+    """Whoever reads it has just run `sidecert why`."""
+    for url in ("http://open.test/a", "http://nowhere.test/"):
+        ran = why(config, url)
+        assert ran.returncode == 1
+        assert "sidecert why" not in ran.stdout
+        assert "  remedy       " in ran.stdout
+
+
+def test_mistakes_come_as_json_too(config: Path) -> None:
+    """A script reads one format whatever happens; the status is that of the words."""
+    told = report(config, "/x", status=2)
+    assert told["ok"] is False
+    assert told["error"]
+    config.write_text("version: 2\nroutes: 3\n")
+    told = report(config, "http://open.test/", status=2)
+    assert [problem["path"] for problem in told["problems"]] == ["version", "routes"]

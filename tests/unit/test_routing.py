@@ -453,6 +453,10 @@ def test_a_refusal_among_many_hosts_names_the_nearest_one_only() -> None:
     router = Router([route("orders"), *(route(f"r{n}", f"host{n}.test") for n in range(20))])
     assert "nearest is orders.example.com" in refusal(router, "ordres.example.com", 80, b"/", b"GET").remedy
     assert "nearest" not in refusal(router, "zzz", 80, b"/", b"GET").remedy
+    names = [*(f"host{n}-of-many.test" for n in range(20)), "t-none.test"]
+    others = Router([route(f"r{n}", name) for n, name in enumerate(names)])
+    assert "nearest" not in refusal(others, "typo.test", 80, b"/", b"GET").remedy  # only the ends are alike
+    assert "nearest is t-none.test" in refusal(others, "t-nonne.test", 80, b"/", b"GET").remedy
     crowd = Router([route(f"r{n}", f"host{n}.test") for n in range(200)])
     assert refusal(crowd, "host7.tset", 80, b"/", b"GET").remedy.startswith("200 other hosts are configured")
 

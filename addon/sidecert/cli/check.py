@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecert.cli.common import BAD_CONFIG, FINE, config_option, find_config, json_option, report
+from sidecert.cli.common import (
+    BAD_CONFIG,
+    FINE,
+    ConfigCommand,
+    config_option,
+    find_config,
+    json_option,
+    report,
+)
 from sidecert.errors import ConfigError, Problem
 from sidecert.words import moment, printable
 
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
     from sidecert.generation import Generation
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +23,36 @@ BAD_CONFIG = 2
 """Bad usage or config."""
 
 _PLACES = (Path("sidecert.yaml"), Path("/etc/sidecert/sidecert.yaml"))
+
+
+class ConfigCommand(click.Command):
+    """A command with `-c`: a config that is named without it is told apart from other arguments too many."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_extra_args = True  # to see them
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            few = "argument" if len(ctx.args) == 1 else "arguments"
+            ctx.fail(f"Got unexpected extra {few} ({' '.join(ctx.args)}).{meant_as_config(ctx.args[0])}")
+        return ctx.args
+
+
+def meant_as_config(argument: str) -> str:
+    """A hint, with a blank before it, where an argument looks like a config file; else empty."""
+    if argument.endswith((".yaml", ".yml")):
+        return f" Did you mean -c {shlex.quote(argument)}?"
+    return ""
+
+
+def copyable(words: str, config: Path | None) -> str:
+    """`words` with the `-c FILE` that was given in each command of ours, so that it works when copied."""
+    if config is None:
+        return words
+    named = f" -c {shlex.quote(str(config))}"
+    return re.sub(r"\bsidecert (?:check|doctor|why|run)\b(?! -c)", lambda found: found[0] + named, words)
 
 
 def config_option[F: Callable[..., Any]](command: F) -> F:
@@ -54,9 +88,12 @@ def find_config(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
     if found is not None:
         return found
     looked = "".join(f"\n  {place.absolute()}" for place in _PLACES)
+    context = click.get_current_context(silent=True)
+    command = context.info_name if context is not None else "run"
     fail(
         f"no config file: neither -c nor SIDECERT_CONFIG names one, and there is none at{looked}\n"
-        "write one there, or name it: sidecert run -c FILE"
+        "write one there (config/example.yaml of the project shows every key), or name it: "
+        f"sidecert {command} -c FILE"
     )
 
 
@@ -67,12 +104,27 @@ def report(problems: Iterable[Problem], *, err: bool = True) -> None:
 
 
 def fail_config(error: ConfigError) -> NoReturn:
-    """Print every problem to stderr and exit with 2."""
-    report(error.problems)
+    """Print every problem to stderr (with --json, as an object to stdout) and exit with 2."""
+    if _wants_json():
+        _fail_as_json("the config cannot be used", [asdict(problem) for problem in error.problems])
+    else:
+        report(error.problems)
     raise SystemExit(BAD_CONFIG)
 
 
 def fail(words: str, status: int = BAD_CONFIG) -> NoReturn:
-    """Say on stderr what is wrong and exit."""
-    click.echo(f"sidecert: {words}", err=True)
+    """Say on stderr (with --json, in an object on stdout) what is wrong and exit."""
+    if _wants_json():
+        _fail_as_json(words, [])
+    else:
+        click.echo(f"sidecert: {words}", err=True)
     raise SystemExit(status)
+
+
+def _wants_json() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.params.get("as_json"))
+
+
+def _fail_as_json(error: str, problems: list[dict[str, Any]]) -> None:
+    click.echo(json.dumps({"ok": False, "error": error, "problems": problems}, indent=2))

@@ -17,15 +17,18 @@ from rich.text import Text
 from sidecert.cli.common import (
     FINE,
     NO,
+    ConfigCommand,
     config_option,
+    copyable,
     fail,
     fail_config,
     find_config,
     json_option,
     look_for_config,
+    meant_as_config,
     report,
 )
-from sidecert.errors import ConfigError
+from sidecert.errors import ConfigError, Problem
 from sidecert.explain import Verdict
 from sidecert.words import printable
 
@@ -38,7 +41,7 @@ _MARKS = {"ok": ("✓", "+", "green"), "failed": ("✗", "x", "red"), "warning":
 _NO_MARK = ("·", "-", "")
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("what", metavar="[ROUTE | HOST:PORT]", required=False)
 @click.option("--credential", metavar="ID", help="Try this credential only; `none` for no certificate.")
 @config_option
@@ -57,11 +60,11 @@ def doctor(what: str | None, credential: str | None, config: Path | None, as_jso
         if what is None:
             if credential is not None:
                 fail("--credential needs a ROUTE or HOST:PORT to try it on")
-            accepted = _survey(_load(find_config(config)), as_json)
+            accepted = _survey(_load(find_config(config)), config, as_json)
         else:
-            accepted = _examine(_subject(what, credential, config), as_json)
+            accepted = _examine(_subject(what, credential, config), config, as_json)
     except NoSubject as problem:
-        fail(str(problem))
+        fail(copyable(str(problem), config) + meant_as_config(what or ""))
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         raise SystemExit(_INTERRUPTED) from None
@@ -75,20 +78,36 @@ def _load(path: Path) -> Generation:
         generation = build(path, 1)
     except ConfigError as exc:
         fail_config(exc)
-    report(generation.warnings)
     return generation
 
 
 def _subject(what: str, credential: str | None, config: Path | None) -> Subject:
     from sidecert.diagnosis import of_address, of_route
 
-    if ":" not in what:  # no id of a route has one
-        return of_route(_load(find_config(config)), what, credential)
-    path = look_for_config(config)
-    return of_address(None if path is None else _load(path), what, credential)
+    path = look_for_config(config) if ":" in what else find_config(config)  # no id of a route has one
+    generation = None if path is None else _load(path)
+    if ":" not in what:
+        assert generation is not None
+        subject = of_route(generation, what, credential)
+    else:
+        subject = of_address(generation, what, credential)
+    if generation is not None:
+        report(problem for problem in generation.warnings if _concerns(problem, subject, generation))
+    return subject
 
 
-def _examine(subject: Subject, as_json: bool) -> bool:
+def _concerns(problem: Problem, subject: Subject, generation: Generation) -> bool:
+    """Whether a warning is about what is examined: not about other routes, nor credentials they alone use."""
+    section, _, rest = problem.path.partition(".")
+    if section == "credentials":
+        return rest.partition(".")[0] in {each.id for each in subject.wanted if each is not None}
+    if section.startswith("routes["):
+        own = None if subject.route is None else list(generation.routes).index(subject.route)
+        return section == f"routes[{own}]"
+    return True
+
+
+def _examine(subject: Subject, config: Path | None, as_json: bool) -> bool:
     from sidecert.diagnosis import examine
 
     screen = _Screen(as_json, [f"as {each.id}" for each in (*subject.wanted, *subject.others) if each])
@@ -98,11 +117,11 @@ def _examine(subject: Subject, as_json: bool) -> bool:
     if as_json:
         click.echo(json.dumps(diagnosis.as_json(), indent=2))
     else:
-        _conclude(screen, diagnosis)
+        _conclude(screen, diagnosis, config)
     return diagnosis.accepted
 
 
-def _conclude(screen: _Screen, diagnosis: Diagnosis) -> None:
+def _conclude(screen: _Screen, diagnosis: Diagnosis, config: Path | None) -> None:
     from sidecert.diagnosis import Status, Step
 
     status = Status.OK if diagnosis.accepted else Status.FAILED
@@ -115,13 +134,14 @@ def _conclude(screen: _Screen, diagnosis: Diagnosis) -> None:
     for each in told.evidence:
         screen.line(f"- {each}", "    ", "      ")
     screen.line(f"\n{_count(diagnosis.handshakes)} made, and no request was sent.")
-    screen.last(f"Next: {diagnosis.next}")
+    screen.last(f"Next: {copyable(diagnosis.next, config)}")
 
 
-def _survey(generation: Generation, as_json: bool) -> bool:
+def _survey(generation: Generation, config: Path | None, as_json: bool) -> bool:
     from sidecert.diagnosis import NoSubject, survey, upstream_of
     from sidecert.diagnosis import of_route as subject_of
 
+    report(generation.warnings)
     open_ended = [id for id, route in generation.routes.items() if upstream_of(route) is None]
     subjects = [subject_of(generation, id) for id in generation.routes if id not in open_ended]
     if not subjects:
@@ -134,7 +154,7 @@ def _survey(generation: Generation, as_json: bool) -> bool:
     attempts = screen.watch(survey(subjects, screen))
     accepted = all(each.accepted for each in attempts)
     handshakes = sum(each.handshakes for each in attempts)
-    next = _after_survey(attempts)
+    next = copyable(_after_survey(attempts), config)
     if as_json:
         routes = [each.as_json() for each in attempts]
         document = {"accepted": accepted, "routes": routes, "not_tried": open_ended}
@@ -142,7 +162,8 @@ def _survey(generation: Generation, as_json: bool) -> bool:
         return accepted
     for id in open_ended:
         host = generation.routes[id].config.match.host
-        screen.note(id, f"not tried: its host comes from the call ({host}); sidecert doctor HOST:PORT")
+        text = f"not tried: its host comes from the call ({host}); sidecert doctor HOST:PORT"
+        screen.note(id, copyable(text, config))
     screen.line(f"\n{_count(handshakes)} made, and no request was sent.")
     screen.last(f"Next: {next}")
     return accepted

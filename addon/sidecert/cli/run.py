@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecert import logs
-from sidecert.cli.common import config_option, fail_config, find_config
+from sidecert.cli.common import ConfigCommand, config_option, fail_config, find_config
 from sidecert.errors import ConfigError
 
 if TYPE_CHECKING:
     from sidecert.generation import Generation
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @config_option
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @click.option("--access-log", is_flag=True, help="Log a line for each call.")

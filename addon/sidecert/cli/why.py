@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
 
-from sidecert.cli.common import NO, config_option, fail, fail_config, find_config, json_option
+from sidecert.cli.common import NO, ConfigCommand, config_option, fail, fail_config, find_config, json_option
 from sidecert.config import (
     Bind,
     Config,
@@ -25,10 +25,11 @@ from sidecert.config import (
 )
 from sidecert.config.values import method as check_method
 from sidecert.errors import ConfigError, Refusal
-from sidecert.routing import Candidate, Router, ties
+from sidecert.routing import WHY, Candidate, Router, ties
 from sidecert.words import printable
 
 _LISTED = 20  # routes that are printed for people; --json has them all
+_FOLDED = 5  # routes for other hosts that are listed one by one where none came closer
 _SCHEMES = {"http": 80, "https": 443}
 _SENT_AS_IS = "/%!$&'()*+,;=:@~\\[]^`{|}\"<>"  # what callers put on the wire unescaped, rightly or not
 
@@ -61,7 +62,7 @@ class _Answer:
     others: tuple[Candidate, ...]
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("url")
 @click.option("-X", "--request", "method", metavar="METHOD", default="GET", show_default=True)
 @config_option
@@ -76,8 +77,13 @@ def why(url: str, method: str, config: Path | None, as_json: bool) -> None:
         call = _parse(url, check_method(method))
     except ValueError as error:
         fail(str(error))
-    answer = _decide(_load(find_config(config)), call)
-    click.echo(json.dumps(_as_json(answer), indent=2) if as_json else _escaped(_in_words(answer)))
+    loaded = _load(find_config(config))
+    answer = _decide(loaded, call)
+    instead = _instead(loaded, call)
+    told = (
+        json.dumps(_as_json(answer, instead), indent=2) if as_json else _escaped(_in_words(answer, instead))
+    )
+    click.echo(told)
     if answer.refusal is not None:
         raise SystemExit(NO)
 
@@ -160,10 +166,30 @@ def _remedy(answer: _Answer, refusal: Refusal) -> str:
             f"{listener.bind.label} is sidecert's own listener: give the URL that is called through it, "
             "or the host that the tool sends in Host"
         )
-    return refusal.remedy
+    return refusal.remedy.removesuffix(WHY).rstrip("; ") or "see below what each route wants"
 
 
-def _as_json(answer: _Answer) -> dict[str, Any]:
+def _instead(config: Config, call: _Call) -> str | None:
+    """What to call in the place of an https URL, which no tool can call through sidecert."""
+    if call.scheme != "https":
+        return None
+    listener = _own_listener(config, call)
+    if listener is not None:
+        return (
+            f"{listener.bind.label} speaks plain HTTP: a tool that calls it with https:// is refused "
+            f"(400 bad_request); call {replace(call, scheme='http').url}"
+        )
+    plain = replace(call, scheme="http", port=80) if call.port == 443 else replace(call, scheme="http")
+    if _decide(config, plain).refusal is not None:
+        plain = replace(plain, port=call.port)
+    tunnel = host_port(call.host, call.port)
+    return (
+        f"a tool that calls https:// through a proxy asks for a tunnel (CONNECT {tunnel}), which "
+        f"sidecert refuses (403 connect_not_allowed); call {plain.url} instead"
+    )
+
+
+def _as_json(answer: _Answer, instead: str | None) -> dict[str, Any]:
     route, refusal = answer.route, answer.refusal
     return {
         "method": answer.call.method,
@@ -172,6 +198,7 @@ def _as_json(answer: _Answer) -> dict[str, Any]:
         "route": route.id if route else None,
         "credential": (route.credential or "none") if route else None,
         **(_upstream(route, answer.host) if route else dict.fromkeys(("upstream", "server_name", "trust"))),
+        "instead": instead,
         "refusal": _refusal_as_json(answer, refusal) if refusal else None,
         "others": [
             {"route": each.route.id, "matched": each.matched, "reason": each.reason} for each in answer.others
@@ -188,7 +215,7 @@ def _refusal_as_json(answer: _Answer, refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _in_words(answer: _Answer) -> list[str]:
+def _in_words(answer: _Answer, instead: str | None) -> list[str]:
     lines = [f"{answer.call.method} {answer.call.url}"]
     if answer.listener is not None and answer.listener.route is not None:
         lines.append(f"  listener     {answer.listener.bind.label}, pinned to {answer.listener.route}")
@@ -201,13 +228,28 @@ def _in_words(answer: _Answer) -> list[str]:
         refusal = answer.refusal
         lines.append(f"  no route     {refusal.status} {refusal.outcome}: {refusal.detail}")
         lines.append(f"  remedy       {_remedy(answer, refusal)}")
+    if instead is not None:
+        lines.append(f"  but          {instead}")
     if answer.others:
-        lines += ["", "not:"]
-        shown = answer.others[:_LISTED]
-        width = max(len(each.route.id) for each in shown)
-        lines += [f"  {each.route.id:<{width}}  {each.reason}" for each in shown]
-        if len(answer.others) > _LISTED:
-            lines.append(f"  and {len(answer.others) - _LISTED} more; --json lists them all")
+        lines += ["", "not:", *_others(answer)]
+    return lines
+
+
+def _others(answer: _Answer) -> list[str]:
+    """Why the other routes do not take the call. Those for other hosts say nothing each by itself."""
+    listed = [each for each in answer.others if not each.other_host]
+    elsewhere = [each for each in answer.others if each.other_host]
+    if len(elsewhere) <= (_FOLDED if not listed and answer.route is None else 1):
+        listed, elsewhere = [*listed, *elsewhere], []
+    shown = listed[:_LISTED]
+    width = max((len(each.route.id) for each in shown), default=0)
+    lines = [f"  {each.route.id:<{width}}  {each.reason}" for each in shown]
+    if len(listed) > _LISTED:
+        lines.append(f"  and {len(listed) - _LISTED} more; --json lists them all")
+    if elsewhere:
+        lines.append(
+            f"  {len(elsewhere)} {'other ' if listed or answer.route else ''}routes are for other hosts"
+        )
     return lines
 
 

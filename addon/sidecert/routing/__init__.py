@@ -22,12 +22,12 @@ from sidecert.routing.rules import HostRules, Rule, shown
 if TYPE_CHECKING:
     from sidecert.config import Draft, RouteConfig
 
-__all__ = ["Candidate", "Router", "conflicts", "ties"]
+__all__ = ["WHY", "Candidate", "Router", "conflicts", "ties"]
 
 _NAMED = 5  # hosts or routes that an answer names: a refusal stays short, and cheap to make
 _SEARCHED = 50  # hosts that are searched for the one the caller may have meant
 _CONFLICTS = 1000  # pairs that are told: one route pasted 10,000 times makes 50 million
-_WHY = "`sidecert why URL` tells of each route why it does not match"
+WHY = "`sidecert why URL` tells of each route why it does not match"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Candidate:
     route: RouteConfig
     matched: bool
     reason: str
+    other_host: bool = False
 
 
 class Router:
@@ -119,18 +120,18 @@ class Router:
             return Refusal.of(Reason.NO_ROUTE, detail, self._hosts_in_words(host))
         objections = ((rule, rule.objection(host, port, path, parts, method)) for rule in near)
         why = "; ".join(f"{rule.route.id}: {objection[1]}" for rule, objection in objections if objection)
-        return Refusal.of(Reason.NO_ROUTE, f"{detail} ({why})", _WHY)
+        return Refusal.of(Reason.NO_ROUTE, f"{detail} ({why})", WHY)
 
     def _hosts_in_words(self, host: str) -> str:
         count = len(self._exact) + len(self._wild)
         if count > _SEARCHED:
-            return f"{count} other hosts are configured; {_WHY}"
+            return f"{count} other hosts are configured; {WHY}"
         names = sorted([*self._exact, *("*." + name for name in self._wild)])
         if count <= _NAMED:
             return f"the configured hosts are {', '.join(names)}" if names else "no route is configured"
-        likeness, near = max((_likeness(name, host), name) for name in names)
-        hint = f", the nearest is {near}" if likeness > len(near) // 2 else ""
-        return f"{count} other hosts are configured{hint}; {_WHY}"
+        distance, near = min((_distance(name, host), name) for name in names)
+        hint = f", the nearest is {near}" if 3 * distance <= max(len(near), len(host)) else ""
+        return f"{count} other hosts are configured{hint}; {WHY}"
 
     def find_pinned(
         self, route_id: str, host: str | None, listener_hosts: frozenset[str], path: bytes, method: bytes
@@ -172,7 +173,7 @@ class Router:
         for rule in self._rules:
             objection = rule.objection(host, port, path, parts, method)
             if objection is not None:
-                misses.append((objection[0], Candidate(rule.route, False, objection[1])))
+                misses.append((objection[0], Candidate(rule.route, False, objection[1], objection[0] == 0)))
             elif winner is not None:
                 matches.append(Candidate(rule.route, True, rule.less_specific_than(winner)))
             else:
@@ -268,9 +269,12 @@ def _wrong_method(missed: Sequence[Rule], method: bytes) -> Refusal:
     return Refusal.of(Reason.METHOD_NOT_ALLOWED, detail, "use one of these methods, or add it to the route")
 
 
-def _likeness(name: str, host: str) -> int:
-    """How many characters two names share at their two ends: a typing error leaves most of them."""
-    limit = min(len(name), len(host))
-    ahead = next((i for i in range(limit) if name[i] != host[i]), limit)
-    behind = next((i for i in range(limit - ahead) if name[-1 - i] != host[-1 - i]), limit - ahead)
-    return ahead + behind
+def _distance(name: str, host: str) -> int:
+    """How many characters must be put in, left out or changed to make one name of the other."""
+    before = list(range(len(host) + 1))
+    for row, letter in enumerate(name, 1):
+        now = [row]
+        for column, other in enumerate(host, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (letter != other)))
+        before = now
+    return before[-1]
