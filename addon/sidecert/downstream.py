@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 _NO_LINGER = struct.pack("ii", 1, 0)
 _MAX_PIPELINED = 64 * 1024
 """Bytes of later requests that are read while one is under way."""
+_MANY_CHUNKS = 64
+_DENSE_PIECE = 16 * 1024
+"""Where so many chunks of a body come at once, so many bytes are read in a turn of the loop: others have to
+have their turn."""
+_REQUESTS_IN_TURN = 16
+"""So many pipelined requests that are answered at once, likewise."""
 _LINGER_BYTES = 1024 * 1024
 _LINGER_SECONDS = 2.0
 """How much, and how long, is read and dropped before a connection is closed with a request half read: the
@@ -68,6 +74,10 @@ class Downstream(asyncio.Protocol):
     _served = False
     _in_turn = False
     _reading_paused = False
+    _dense = False
+    """The body comes in tiny chunks."""
+    _later = b""
+    """Of such a body, what waits for the next turn of the loop."""
     _write_paused = False
     _rest: Outflow | None = None
     """Of the last answer, while the deadline is for the caller to read it."""
@@ -177,7 +187,12 @@ class Downstream(asyncio.Protocol):
             return  # we are called from within the loop below, which goes on by itself
         self._in_turn = True
         try:
+            begun = 0
             while self._buffer and self._exchange is None and not self._closing and not self._write_paused:
+                if begun == _REQUESTS_IN_TURN:
+                    asyncio.get_running_loop().call_soon(self._next)
+                    break
+                begun += 1
                 if not self._begin():
                     break
         except Exception as exc:
@@ -221,9 +236,32 @@ class Downstream(asyncio.Protocol):
             self.deadline.set(self._limits.header_timeout)
 
     def _read_body(self, exchange: Exchange, reader: BodyReader, data: bytes) -> None:
+        if self._later:
+            self._later += data
+            return
+        if self._dense and len(data) > _DENSE_PIECE:
+            self._keep_for_later(data[_DENSE_PIECE:])
+            data = data[:_DENSE_PIECE]
+        chunks = reader.chunks
         piece = self._feed(reader, data)
+        self._dense = reader.chunks - chunks > _MANY_CHUNKS
         if piece is not None:
             exchange.take_body(piece, self._reader is None, _trailers(reader))
+
+    def _keep_for_later(self, data: bytes) -> None:
+        self._later = data
+        if not self._reading_paused:
+            self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """The loop has been round: read on where we were."""
+        data, self._later = self._later, b""
+        if not data or self._closing:
+            return
+        if not self._reading_paused:
+            self._transport.resume_reading()
+        self.data_received(data)
 
     def _feed(self, reader: BodyReader, data: bytes) -> bytes | None:
         """The part of the body in `data`; None where the body is malformed, which has been answered."""
@@ -239,6 +277,8 @@ class Downstream(asyncio.Protocol):
         return piece
 
     def _take_eof(self) -> bool:
+        while self._later:
+            self._go_on()
         self._eof = True
         if self._exchange is not None and self._reader is None and not self._tunnel:
             return True  # a half-closed connection, as HTTP/1.0 tools leave it: the answer is still wanted
@@ -330,12 +370,14 @@ class Downstream(asyncio.Protocol):
     def pause_reading(self) -> None:
         if not self._reading_paused and not self._closing:
             self._reading_paused = True
-            self._transport.pause_reading()
+            if not self._later:
+                self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._reading_paused and not self._closing:
             self._reading_paused = False
-            self._transport.resume_reading()
+            if not self._later:
+                self._transport.resume_reading()
 
     # -- the end ---------------------------------------------------------------------------------------
 

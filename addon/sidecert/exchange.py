@@ -211,11 +211,11 @@ class Exchange:
         try:
             # One may have become free since this task was made; a call is repeated on a new one only.
             idle = None if self._retried else self._pool.take(self.upstream)
-            connection = idle or await self._pool.open(self.upstream, fresh=self._retried)
-            if connection.ended and connection.outcome is Outcome.OK:
+            self._connection = idle or await self._pool.open(self.upstream, fresh=self._retried)
+            if self._connection.ended and self._connection.outcome is Outcome.OK:
                 # It ended as soon as it was open. No byte of the request was written, whatever its method.
-                connection = await self._pool.open(self.upstream, fresh=True)
-            self._connection = connection
+                self._connection = None
+                self._connection = await self._pool.open(self.upstream, fresh=True)
         except NotOpened as failure:
             self.refuse(self._explain(failure.seen, failure.outcome))
             return
@@ -225,7 +225,7 @@ class Exchange:
         self._opening = None
         body, self._waiting = self._waiting, b""
         self._caller.resume_reading()
-        self._send(connection, body)
+        self._send(self._connection, body)
 
     def _opening_ended(self, opening: asyncio.Task[None]) -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None:

@@ -138,6 +138,7 @@ class TlsStream:
         "established",
         "failure",
         "news",
+        "partial",
         "seen",
         "ticket",
         "unsent",
@@ -161,6 +162,8 @@ class TlsStream:
         """Why nothing more can come, where data came before: that is whole and good."""
         self.news = False
         """Something other than data has come since output was last taken: output may be waiting."""
+        self.partial = False
+        """What came last ends within a record: more is on its way, as far as can be seen."""
         self._blind: Exception | None = None
         """An error of our own while we watched: no verdict can be built on what was seen."""
         self._connection = connection = SSL.Connection(context, None)
@@ -297,6 +300,7 @@ class TlsStream:
     def _read(self) -> bytes:
         pieces = []
         retried = False
+        self.partial = False
         address, content = self._scratch
         while True:
             size = _lib.SSL_read(self._ssl, address, _MAX_RECORD)
@@ -310,6 +314,8 @@ class TlsStream:
             try:
                 self._connection._raise_ssl_error(self._ssl, size)
             except SSL.WantReadError:
+                # Behind data, or without any news, these were the first bytes of a record.
+                self.partial = bool(pieces) or not self.news
                 break
             except SSL.ZeroReturnError:
                 self.closed = True

@@ -413,6 +413,9 @@ class UpstreamConnection(asyncio.Protocol):
             plain = b""  # whatever it is, it was sent before our certificate came
         if self.outcome is None:
             self._advance(plain)
+        elif self._exchange is None and self._tls.partial:
+            self._end(Ending.NONE)  # the beginning of what nobody asked for
+            return
         if established and not plain:
             self._wordless += size
             if self._wordless > _MAX_WORDLESS:
@@ -506,8 +509,12 @@ class UpstreamConnection(asyncio.Protocol):
             heads, piece, done = self.answer.feed(plain)
             if done:
                 self._free()
+            elif self.answer.dense:
+                self._take_a_breath()
             if heads:
                 self._tell(exchange, heads, piece, done)
+                if self.answer.failure is not None:
+                    raise self.answer.failure
             elif piece or done:
                 exchange.take_piece(piece, done)
         except (BadAnswer, BodyError) as exc:
@@ -515,6 +522,17 @@ class UpstreamConnection(asyncio.Protocol):
         except Exception:
             self._exchange = exchange  # so that it is told, also where it has taken a whole answer
             raise
+
+    def _take_a_breath(self) -> None:
+        """Read on when the loop has been round: others have to have their turn."""
+        assert self._transport is not None
+        if not self._reading_paused:
+            self._transport.pause_reading()
+            self._loop.call_soon(self._breathed)
+
+    def _breathed(self) -> None:
+        if not self._reading_paused and self._state is not _State.ENDED and self._transport is not None:
+            self._transport.resume_reading()
 
     def _tell(self, exchange: AnswerTaker, heads: tuple[ResponseHead, ...], piece: bytes, done: bool) -> None:
         for head in heads:
@@ -531,6 +549,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.reusable = (
             answer.keep_alive
             and not answer.rest
+            and not stream.partial
             and not stream.closed
             and stream.failure is None
             and not self._writing_paused

@@ -186,6 +186,26 @@ def test_an_edited_request_is_sent(inspect: Inspect, recorder: TlsRecorder) -> N
         assert seen.subject == "alice"
 
 
+DROPS_CONNECTION = """
+def request(flow):
+    flow.request.headers.pop("Connection", None)
+    flow.request.headers["X-Tag"] = "1"
+"""
+
+
+def test_an_edit_of_one_call_is_no_other_calls(inspect: Inspect) -> None:
+    """Whether a connection is kept is its caller's word, also where edits make its head another's."""
+    tool = inspect(DROPS_CONNECTION)
+    target = "http://orders.test/same"
+    for _ in range(3):
+        with Caller(tool.listener) as closing, Caller(tool.listener) as staying:
+            assert (
+                closing.call("GET", target, headers={"Connection": "close"}).header("Connection") == "close"
+            )
+            assert staying.call("GET", target).header("Connection") is None
+            assert staying.call("GET", target, headers={"X-Tag": "1"}).status == 200
+
+
 def test_an_edit_of_the_host_is_routed_anew(inspect: Inspect, recorder: TlsRecorder) -> None:
     """To another route: under that one's certificate. To no route: refused, and nothing goes out."""
     tool = inspect(

@@ -19,6 +19,7 @@ from support.inside import generation
 from support.sidecar import config
 
 GET = b"GET / HTTP/1.1\r\nHost: orders.test\r\n\r\n"
+POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: orders.test\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class FakeTransport:
@@ -64,10 +65,13 @@ class FakeExchange:
         self.upstream = None
         self.body = b""
         self.done = False
+        self.at_once = False
         self.told: list[str] = []
 
     def start(self, piece: bytes, done: bool, trailers: Any = ()) -> None:
         self.body, self.done = piece, done
+        if self.at_once:
+            self.answer()
 
     def take_body(self, piece: bytes, done: bool, trailers: Any) -> None:
         self.body += piece
@@ -92,6 +96,7 @@ class Scene:
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
         self.exchanges: list[FakeExchange] = []
+        self.answers_at_once = False
         plane.make_exchange = self._make
         self.transport = FakeTransport()
         self.connection = accept(plane, Listener("here", None, frozenset()))
@@ -100,6 +105,7 @@ class Scene:
 
     def _make(self, plane: Plane, caller: Downstream, head: Any) -> FakeExchange:
         self.exchanges.append(FakeExchange(plane, caller, head))
+        self.last.at_once = self.answers_at_once
         return self.exchanges[-1]
 
     def feed(self, data: bytes) -> None:
@@ -377,5 +383,58 @@ def test_connection_that_cannot_be_made_is_cut_and_never_raises(
         protocol.connection_made(transport)  # type: ignore[arg-type]
         assert transport.ended
         monkeypatch.undo()
+
+    play(acts)
+
+
+def test_body_in_tiny_chunks_takes_turns_with_others(play: Play) -> None:
+    """It is read in slices, one each time the loop has been round, in its order and to its end."""
+    count = 60_000
+    wire = b"1\r\na\r\n" * count
+
+    async def acts(scene: Scene) -> None:
+        scene.feed(POST_CHUNKED)
+        scene.feed(wire[:3000])
+        begun = len(scene.last.body)
+        scene.feed(wire[3000:] + b"0\r\n\r\n" + GET)
+        assert begun < len(scene.last.body) < begun + 3000  # a slice of it, and the rest is put off
+        first, turns = scene.last, 0
+        while not first.done:
+            await asyncio.sleep(0)
+            turns += 1
+        assert first.body == b"a" * count
+        assert turns > 10
+        first.answer()
+        assert len(scene.exchanges) == 2  # what came behind the body is the next request
+
+    play(acts)
+
+
+def test_body_in_tiny_chunks_is_read_to_its_end_where_the_caller_sends_no_more(play: Play) -> None:
+    """A half-closed connection: what was put off still counts."""
+    wire = b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n"
+
+    async def acts(scene: Scene) -> None:
+        scene.feed(POST_CHUNKED)
+        scene.feed(wire[:3000])
+        scene.feed(wire[3000:])
+        assert not scene.last.done
+        assert scene.connection.eof_received()  # type: ignore[attr-defined]
+        assert scene.last.done
+        assert scene.last.body == b"a" * 20_000
+
+    play(acts)
+
+
+def test_pipelined_requests_that_are_answered_at_once_take_turns_with_others(play: Play) -> None:
+    """A few of them each time that the loop has been round; all in the end."""
+
+    async def acts(scene: Scene) -> None:
+        scene.answers_at_once = True
+        scene.feed(GET * 100)
+        assert 0 < len(scene.exchanges) < 50
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(scene.exchanges) == 100
 
     play(acts)

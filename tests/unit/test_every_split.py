@@ -217,7 +217,7 @@ def test_malformed_bodies_of_requests(read: Read) -> None:
 class Tls:
     """Has nothing to say."""
 
-    closed = False
+    closed = partial = False
     failure = None
     again = 0
     unsent = b""

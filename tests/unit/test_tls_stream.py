@@ -272,3 +272,28 @@ def test_upstream_that_asks_again_and_again_gets_few_signatures(pki: Pki) -> Non
         stream.receive(peer.output())
     assert stream.seen.alert_sent == 80
     assert len(stream.take_output()) < 100  # an alert, and no certificate
+
+
+def test_first_bytes_of_a_further_record_are_noticed(connected: tuple[TlsStream, Peer]) -> None:
+    """They have come, though nothing can be read of them: whoever sent them has more to say."""
+    stream, peer = connected
+    peer.tls.write(b"one")
+    first = peer.outgoing.read()
+    peer.tls.write(b"two")
+    second = peer.outgoing.read()
+    assert stream.receive(first) == b"one"
+    assert not stream.partial
+    for size in (3, 10):  # less than a record's header, and more
+        assert stream.receive(second[:size]) == b""
+        assert stream.partial
+        assert stream.receive(second[size:]) == b"two"
+        assert not stream.partial
+        peer.tls.write(b"one")
+        first = peer.outgoing.read()
+        peer.tls.write(b"two")
+        second = peer.outgoing.read()
+        assert stream.receive(first + second[:size]) == b"one"
+        assert stream.partial
+        assert stream.receive(second[size:]) == b"two"
+        peer.tls.write(b"two")
+        second = peer.outgoing.read()

@@ -10,6 +10,7 @@ from sidecert.http1.response_head import ResponseHead, ResponseParser
 
 SWITCHING_PROTOCOLS: Final = 101
 INTERIMS: Final = 32
+_MANY_CHUNKS: Final = 1024
 
 Events = tuple[tuple[ResponseHead, ...], bytes, bool]
 """The heads that have come, a piece of the body of the last one, and whether that answer is whole."""
@@ -28,6 +29,8 @@ class AnswerReader:
         "_method",
         "_parser",
         "_upgrade",
+        "dense",
+        "failure",
         "heard",
         "idle_timeout",
         "keep_alive",
@@ -46,6 +49,10 @@ class AnswerReader:
         """Those of the answer, once it is whole."""
         self.rest = b""
         """What came behind the answer, asked for by nobody."""
+        self.failure: BadAnswer | None = None
+        """What is wrong behind interim answers that are good: those come first."""
+        self.dense = False
+        """The body's last piece came in so many tiny chunks that the loop has been held for a while."""
         self._parser = ResponseParser()
         self._method = b""
         self._upgrade: bytes | None = None
@@ -66,8 +73,10 @@ class AnswerReader:
         self.heard = True
         if self._body is None:
             return self._read_head(data)
-        piece, self.rest = self._body.feed(data)
-        return (), piece, self._body.done and self._is_whole(self._body)
+        body, chunks = self._body, self._body.chunks
+        piece, self.rest = body.feed(data)
+        self.dense = body.chunks - chunks > _MANY_CHUNKS
+        return (), piece, body.done and self._is_whole(body)
 
     def ends_well(self) -> bool:
         """Whether the answer is whole if the upstream says here that nothing more will come."""
@@ -77,16 +86,21 @@ class AnswerReader:
         scanned = len(self._buffer)
         buffer = self._buffer + data if scanned else data
         heads: tuple[ResponseHead, ...] = ()
-        while (end := find_head(buffer, scanned - 3 if scanned > 3 else 0)) >= 0:
-            head = self._parser.parse(buffer[:end], self._method, self._upgrade)
-            heads = (*heads, head) if heads else (head,)
-            if head.status >= 200 or head.status == SWITCHING_PROTOCOLS:
-                return self._read_first_piece(heads, head, buffer[end:])
-            buffer, scanned = buffer[end:], 0
-            self._interims += 1
-            if self._interims > INTERIMS:
-                raise BadAnswer(f"It sent more than {INTERIMS} interim (1xx) answers")
-        self._parser.check_partial(buffer, scanned)
+        try:
+            while (end := find_head(buffer, scanned - 3 if scanned > 3 else 0)) >= 0:
+                head = self._parser.parse(buffer[:end], self._method, self._upgrade)
+                if head.status >= 200 or head.status == SWITCHING_PROTOCOLS:
+                    return self._read_first_piece((*heads, head), head, buffer[end:])
+                self._interims += 1
+                if self._interims > INTERIMS:
+                    raise BadAnswer(f"It sent more than {INTERIMS} interim (1xx) answers")
+                heads = (*heads, head)
+                buffer, scanned = buffer[end:], 0
+            self._parser.check_partial(buffer, scanned)
+        except BadAnswer as bad:
+            if not heads:
+                raise
+            self.failure = bad
         self._buffer = buffer
         return heads, b"", False
 

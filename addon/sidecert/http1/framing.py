@@ -94,6 +94,7 @@ class LengthBody:
     """A body of exactly `length` bytes."""
 
     __slots__ = ("_left", "done")
+    chunks = 0
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -115,6 +116,7 @@ class CloseBody:
     """A body that ends with the connection: the end of file is the verdict of whoever reads it."""
 
     __slots__ = ("done",)
+    chunks = 0
 
     def __init__(self) -> None:
         self.done = False
@@ -137,12 +139,15 @@ class ChunkedBody:
         "_line_end_due",
         "_tail",
         "_trailer_bytes",
+        "chunks",
         "done",
         "trailers",
     )
 
     def __init__(self) -> None:
         self.done = False
+        self.chunks = 0
+        """So many have begun: each costs as much as kilobytes of data."""
         self.trailers: list[tuple[bytes, bytes]] = []
         self._left = 0  # data bytes of this chunk still to come
         self._line_end_due = False  # the CRLF after a chunk's data is still to come
@@ -187,6 +192,7 @@ class ChunkedBody:
                 self._keep_size_start(data[at:])
                 break
             self._left = self._size(data[at:end])
+            self.chunks += 1
             at = end + 2
             self._in_trailers = not self._left
             self._line_end_due = not self._in_trailers

@@ -7,6 +7,7 @@ can do what a caller or an upstream could do, and no more: it is routed, checked
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 
 from mitmproxy import http
 
@@ -72,7 +73,7 @@ def request_to_send(
             target = b"%b://%b:%d%b" % (data.scheme, _host(data.host), data.port, data.path)
         # The method as mitmproxy shows it: in capitals.
         raw = _write(b"%b %b HTTP/1.%d" % (request.method.encode(), target, head.minor), fields)
-        edited = RequestParser(header_bytes).parse(raw)
+        edited = copy(RequestParser(header_bytes).parse(raw))  # other calls may share what was read
     except ValueError as exc:
         raise not_served(str(exc)) from exc
     except Refusal as refusal:
