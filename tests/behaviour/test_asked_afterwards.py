@@ -7,8 +7,10 @@ is as good as one in the handshake: counted, logged and answered with the same o
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from support.asking_peers import asks_in_the_body
 from support.certs import Pki, expired
 from support.clients import Caller, Talker
 from support.front_peers import Behind, apache, plain_service
-from support.peers import Peer
+from support.peers import Peer, find_program, free_port
 from support.recorder import TlsVersion
 from support.sidecar import Sidecar, StartSidecar, route
 
@@ -243,3 +245,55 @@ def test_refusal_in_the_midst_of_a_body_is_told_too(tls: TlsVersion, sidecar: St
         assert "may have been processed" in answer.json()["detail"]
         assert running.outcomes("orders") == {"ok": 1, "client_cert_unknown_ca": 1}
         assert upstream.requests == []
+
+
+@pytest.mark.parametrize("tls", TLS)
+@pytest.mark.parametrize("credential", ["alice", "stranger"])
+def test_openssl_that_asks_on_an_idle_connection_is_counted_too(
+    credential: str, tls: TlsVersion, sidecar: StartSidecar, tmp_path: Path, pki: Pki
+) -> None:
+    """Nobody waits for its verdict: it is counted and logged, and a connection that was refused is gone."""
+    port = free_port()
+    server = subprocess.Popen(
+        [
+            *(find_program("openssl", "openssl"), "s_server", "-accept", f"127.0.0.1:{port}"),
+            *("-cert", str(pki.upstream.certificate), "-key", str(pki.upstream.key)),
+            *(
+                "-CAfile",
+                str(pki.trust),
+                "-verify_return_error",
+                "-no_ticket",
+                "-no_cache",
+                f"-tls{tls.replace('.', '_')}",
+            ),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        lines = iter(server.stdout.readline, b"")
+        assert any(line.startswith(b"ACCEPT") for line in lines)
+        running = sidecar(route("orders", Peer("s_server", port), trust=pki.trust, credential=credential))
+        with ThreadPoolExecutor(1) as pool:
+            calling = pool.submit(running.get, "http://orders.test/")
+            assert any(line.startswith(b"GET / HTTP") for line in lines)
+            server.stdin.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n.\n")
+            server.stdin.flush()
+            assert calling.result().status == 200
+        assert running.outcomes("orders") == {"ok": 1}
+        server.stdin.write(b"R\n" if tls == "1.2" else b"c\n")
+        server.stdin.flush()
+        refused = credential == "stranger"
+        counts = {"ok": 1, "client_cert_unknown_ca": 1} if refused else {"ok": 2}
+        running.wait_for(lambda: running.outcomes("orders") == counts)
+        assert cert_requests(running, "orders") == {"no": 1, "yes": 1}
+        idle = running.metric("sidecert_upstream_connections", route="orders", state="idle")
+        assert idle == (0 if refused else 1)
+        assert len(running.events("refused_idle")) == refused
+    finally:
+        server.kill()
+        server.communicate()
