@@ -249,12 +249,30 @@ def test_an_ordinary_answer_to_an_upgrade_request_has_no_upgrade() -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"SSH-2.0-x\r\n", b"\x15\x03\x01", b"220 mail", b"HTTP/2", b"HTTP/1.1 200 OK\n", b"h", b"\r\n"]
+    "start",
+    [
+        b"SSH-2.0-x\r\n",
+        b"\x15\x03\x01",
+        b"220 mail",
+        b"HTTP/2",
+        b"HTTP/1.1 200 OK\n",
+        b"h",
+        b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A:\r\n" * 201,
+        b"HTTP/1.1 200 OK\r\nA:\r\r",
+    ],
 )
 def test_a_hopeless_start_is_bad_before_its_end(start: bytes) -> None:
-    """An upstream that speaks something else is known at once."""
+    """An upstream that speaks something else is known at once, in whatever pieces it comes."""
     with pytest.raises(BadAnswer):
         ResponseParser().check_partial(bytearray(start))
+    with pytest.raises(BadAnswer):
+        _feed_byte_by_byte(start)
+
+
+def _feed_byte_by_byte(start: bytes) -> None:
+    for end in range(len(start)):
+        ResponseParser().check_partial(start[: end + 1], end)
 
 
 def test_no_prefix_of_a_good_head_is_bad_early() -> None:

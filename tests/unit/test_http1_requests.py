@@ -7,7 +7,15 @@ import re
 import pytest
 
 from sidecert.errors import Refusal
-from sidecert.http1 import CHUNKED, RequestHead, RequestParser, find_head, upstream_head
+from sidecert.http1 import (
+    CHUNKED,
+    RequestHead,
+    RequestParser,
+    ResponseParser,
+    find_head,
+    malformed,
+    upstream_head,
+)
 from support.malformed import HEADER_BYTES, REFUSED_HEADS, head_bytes
 
 
@@ -386,6 +394,8 @@ def test_what_is_not_exactly_one_head_is_refused(raw: bytes) -> None:
         (b"\r\n\r\n\r\n", "request line is malformed"),
         (b"PRI * HTTP/2.0\r\n", "HTTP/2"),
         (b"G@T / HTTP/1.1\r\n", "method is malformed"),
+        (b"\nGET / HTTP/1.1\r\n", "bare LF"),
+        (b"GET / HTTP/1.1\r\n" + b"A:\r\n" * 201, "more than 200 headers"),
         (b"x" * (HEADER_BYTES + 1), "larger than 65536"),
     ],
 )
@@ -409,7 +419,11 @@ def feed_byte_by_byte(parser: RequestParser, start: bytes) -> None:
         b"GET / HTTP/1.1\r\nA: b\n",
         b"GET / HTTP/1.1\r\n\nx",
         b"GET / HTTP/1.1\rx",
+        b"GET / HTTP/1.1\r\nA: b\r\r\nx",
+        b"GET / HTTP/1.1\r\nA: b\r\n\nx",
         b"GET /\r\n",
+        b"\r\n\r\nGET /\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A:\r\n" * 201,
     ],
 )
 def test_a_hopeless_start_is_refused_when_it_comes_byte_by_byte(start: bytes) -> None:
@@ -419,6 +433,19 @@ def test_a_hopeless_start_is_refused_when_it_comes_byte_by_byte(start: bytes) ->
         parser.check_partial(start)
     with pytest.raises(Refusal, match=re.escape(whole.value.detail)):
         feed_byte_by_byte(parser, start)
+
+
+def test_pieces_that_end_in_a_cr_cost_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CR may be half of a CRLF. It once cost a search over all that had come, at each piece."""
+    monkeypatch.setattr(malformed, "_LONE_CR_OR_LF", None)
+    for first, check in (
+        (b"GET / HTTP/1.1\r", RequestParser(HEADER_BYTES).check_partial),
+        (b"HTTP/1.1 200 OK\r", ResponseParser().check_partial),
+    ):
+        start, scanned = first, 0
+        for _ in range(200):
+            check(start, scanned)
+            start, scanned = start + b"\nA: b\r", len(start)
 
 
 def test_no_prefix_of_a_good_head_is_refused_early() -> None:

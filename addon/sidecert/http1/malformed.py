@@ -12,6 +12,9 @@ from sidecert import words
 from sidecert.errors import BadAnswer, Reason, Refusal
 from sidecert.http1.hopbyhop import is_token
 
+HEADER_LINES: Final = 200
+TOO_MANY_IN_ANSWER: Final = f"The answer has more than {HEADER_LINES} headers."
+
 _LONE_CR_OR_LF: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TLS: Final = (
@@ -40,6 +43,11 @@ def bad_request(wrong: str, right: str = "") -> Refusal:
 def too_large(wrong: str, right: str) -> Refusal:
     """The 431 for a head over a cap."""
     return Refusal.of(Reason.HEADER_TOO_LARGE, wrong, right)
+
+
+def too_many_headers() -> Refusal:
+    """The 431 for a request with more than HEADER_LINES headers."""
+    return too_large(f"The request has more than {HEADER_LINES} headers.", "Send fewer headers.")
 
 
 def shown(text: bytes) -> str:
@@ -76,19 +84,23 @@ def unknown_method(method: bytes) -> Refusal:
     return Refusal.of(Reason.METHOD_UNKNOWN, f"The method {shown(method)} is not known.", _METHOD_HINT)
 
 
-def early_problem(start: bytes, fresh: bytes) -> Refusal | None:
+def early_problem(start: bytes | bytearray, scanned: int) -> Refusal | None:
     """What is wrong with the start of a request head already; None when it may still become good.
 
-    `fresh` is the part of it that was not looked at before, and the byte before that.
+    The first `scanned` bytes of it were looked at before, and are not looked at again.
     """
     if start.startswith(b"\x16"):  # a TLS handshake record
         return bad_request(*_TLS)
-    if _has_lone_line_end(fresh) and (problem := _line_end_problem(start.removesuffix(b"\r"))) is not None:
+    problem = _early_line_end_problem(start, scanned)
+    if problem is not None:
         return bad_request(*problem)
-    if b"\r\n" not in fresh:
+    if start.find(b"\n", scanned) < 0:
         return None
-    line, line_end, _ = skip_empty_lines(start).partition(b"\r\n")
-    return _request_line_problem(line) if line_end else None
+    begin = 0 if start[:1] != b"\r" else 4 if start.startswith(b"\r\n\r\n") else 2  # as skip_empty_lines
+    if start.count(b"\n", begin) > HEADER_LINES + 1:
+        return too_many_headers()
+    end = start.find(b"\n", begin)
+    return _request_line_problem(bytes(start[begin : end - 1])) if end >= scanned else None
 
 
 def request_problem(raw: bytes) -> Refusal | None:
@@ -96,7 +108,7 @@ def request_problem(raw: bytes) -> Refusal | None:
     if raw.startswith(b"\x16"):
         return bad_request(*_TLS)
     lines = raw[:-4].split(b"\r\n")
-    problem = _line_end_problem(raw)
+    problem = _line_end_problem(raw, 0, len(raw))
     if problem is None:
         refusal = _request_line_problem(lines[0])
         if refusal is not None:
@@ -131,16 +143,19 @@ def asked(raw: bytes) -> tuple[str, str, str]:
 
 def answer_problem(raw: bytes) -> BadAnswer | None:
     """What breaks the syntax of this answer's head, or None."""
-    problem = _line_end_problem(raw) or _header_lines_problem(raw[:-4].split(b"\r\n"))
+    problem = _line_end_problem(raw, 0, len(raw)) or _header_lines_problem(raw[:-4].split(b"\r\n"))
     return None if problem is None else BadAnswer(" ".join(problem))
 
 
-def early_answer_problem(start: bytes, fresh: bytes) -> BadAnswer | None:
-    """What is wrong with the start of an answer's head already; `fresh` as in `early_problem`."""
+def early_answer_problem(start: bytes | bytearray, scanned: int) -> BadAnswer | None:
+    """What is wrong with the start of an answer's head already; `scanned` as in `early_problem`."""
     if start[:9] not in (b"HTTP/1.1 "[: len(start)], b"HTTP/1.0 "[: len(start)]):
         return BadAnswer(NOT_AN_ANSWER)
-    if _has_lone_line_end(fresh) and (problem := _line_end_problem(start.removesuffix(b"\r"))) is not None:
+    problem = _early_line_end_problem(start, scanned)
+    if problem is not None:
         return BadAnswer(" ".join(problem))
+    if start.find(b"\n", scanned) >= 0 and start.count(b"\n") > HEADER_LINES + 1:
+        return BadAnswer(TOO_MANY_IN_ANSWER)
     return None
 
 
@@ -149,14 +164,18 @@ def skip_empty_lines(raw: bytes) -> bytes:
     return raw.removeprefix(b"\r\n").removeprefix(b"\r\n")
 
 
-def _has_lone_line_end(fresh: bytes) -> bool:
-    """Whether a CR or LF may stand alone in there; the first byte was seen before, as the last one then."""
-    fresh = fresh.removeprefix(b"\n")
-    return not fresh.count(b"\n") == fresh.count(b"\r") == fresh.count(b"\r\n")
+def _early_line_end_problem(start: bytes | bytearray, scanned: int) -> tuple[str, str] | None:
+    """A CR or LF that stands alone in what is new. Pieces may end anywhere, also between the two."""
+    begin = scanned - 1 if start[scanned - 1 : scanned] == b"\r" else scanned
+    end = len(start) - 1 if start.endswith(b"\r") else len(start)
+    lines = start.count(b"\r\n", begin, end)
+    if start.count(b"\r", begin, end) == lines == start.count(b"\n", begin, end):
+        return None
+    return _line_end_problem(start, begin, end)
 
 
-def _line_end_problem(raw: bytes) -> tuple[str, str] | None:
-    match = _LONE_CR_OR_LF.search(raw)
+def _line_end_problem(raw: bytes | bytearray, begin: int, end: int) -> tuple[str, str] | None:
+    match = _LONE_CR_OR_LF.search(raw, begin, end)
     if match is None:
         return None
     name = "LF" if match[0] == b"\n" else "CR"

@@ -34,6 +34,7 @@ from sidecert.http1.hopbyhop import (
     upgrade_lines,
 )
 from sidecert.http1.malformed import (
+    HEADER_LINES,
     bad_request,
     early_problem,
     request_line,
@@ -41,12 +42,11 @@ from sidecert.http1.malformed import (
     shown,
     skip_empty_lines,
     too_large,
+    too_many_headers,
     unknown_method,
 )
 from sidecert.http1.request_target import read_authority, read_target
 from sidecert.memo import Memo
-
-HEADER_LINES: Final = 200
 
 
 class RequestHead:
@@ -119,7 +119,7 @@ class RequestParser:
         """
         if len(buffer) > self._header_bytes:
             raise self._too_large()
-        problem = early_problem(bytes(buffer), bytes(buffer[max(0, start - 1) :]))
+        problem = early_problem(buffer, start)
         if problem is not None:
             raise problem
 
@@ -173,7 +173,7 @@ def _read_request(raw: bytes) -> RequestHead:
     """Reads a head whose syntax is right. Long, because it runs for every request and calls cost time."""
     lines = raw.split(b"\r\n")
     if len(lines) > HEADER_LINES + 3:
-        raise too_large(f"The request has more than {HEADER_LINES} headers.", "Send fewer headers.")
+        raise too_many_headers()
     first = lines[0]
     del lines[0], lines[-2:]
     head = RequestHead()

@@ -38,10 +38,15 @@ from sidecert.http1.hopbyhop import (
     split_list,
     upgrade_lines,
 )
-from sidecert.http1.malformed import NOT_AN_ANSWER, answer_problem, early_answer_problem
+from sidecert.http1.malformed import (
+    HEADER_LINES,
+    NOT_AN_ANSWER,
+    TOO_MANY_IN_ANSWER,
+    answer_problem,
+    early_answer_problem,
+)
 from sidecert.memo import Memo
 
-HEADER_LINES: Final = 200
 HEAD_BYTES: Final = 256 * 1024
 
 _TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})\b", re.IGNORECASE)
@@ -113,7 +118,7 @@ class ResponseParser:
         """
         if len(buffer) > HEAD_BYTES:
             raise BadAnswer(f"The answer's header is larger than {HEAD_BYTES} bytes.")
-        problem = early_answer_problem(bytes(buffer), bytes(buffer[max(0, start - 1) :]))
+        problem = early_answer_problem(buffer, start)
         if problem is not None:
             raise problem
 
@@ -182,7 +187,7 @@ def _read_answer(raw: bytes, method: bytes, asked: bytes | None) -> ResponseHead
     """Reads a head whose syntax is right. Long, because it runs for every answer and calls cost time."""
     lines = raw.split(b"\r\n")
     if len(lines) > HEADER_LINES + 3:
-        raise BadAnswer(f"The answer has more than {HEADER_LINES} headers.")
+        raise BadAnswer(TOO_MANY_IN_ANSWER)
     head = ResponseHead()
     first = lines[0]
     status, head.reason, minor, first = (_status_line_memo if len(first) <= 64 else _status_line)(first)
