@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from typing import Any
 
 from sidecert.config import host_port
@@ -97,7 +98,8 @@ def rejected(
         server=answer.server,
         upstream=upstream.label,
         credential=upstream.route.credential_id,
-        certificate=None if credential is None else credential.subject,
+        certificate=None if credential is None else credential.own,
+        now=time.time(),
     )
     _LOG.log(
         logging.WARNING if first else logging.INFO,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from sidecert.errors import Reason
 from sidecert.explain import explain
@@ -17,11 +18,25 @@ from sidecert.explain_reason import REASONS
 from sidecert.http_verdict import Signature
 from sidecert.known_as import IN_GENERAL, KNOWN_AS, OWN_FILES, Saying
 from sidecert.outcome import Ending, Observation, Outcome, Stage
+from sidecert.presented import OwnCertificate, Presented
 from sidecert.refusals import status_of
 
 _UPSTREAM = "mydomain.webmethodscloud.com:8443"
 _SERVER_NAME = "mydomain.webmethodscloud.com"
-_CREDENTIAL, _CERTIFICATE = "alice", "CN=alice,O=Example"
+_CREDENTIAL = "alice"
+_NOW = 1767225600.0  # 2026-01-01
+_DAY = 86400.0
+
+
+def _certificate(subject: str, issuer: str, *names: str, until: float = _NOW + 90 * _DAY) -> Presented:
+    return Presented(subject, issuer, names, until - 365 * _DAY, until, "")
+
+
+_LEAF = _certificate("CN=alice,O=Example", "CN=Example Issuing CA 2,O=Example")
+CERTIFICATE = OwnCertificate(_CREDENTIAL, _LEAF, uses=("clientAuth",))
+"""Alice's, of which a command or a remedy may speak."""
+_PAST = replace(CERTIFICATE, leaf=replace(_LEAF, not_after=_NOW - _DAY))
+_THEIRS = _certificate(f"CN={_SERVER_NAME}", "CN=Example Server CA,O=Example", _SERVER_NAME)
 
 _CONNECTING = Observation(stage=Stage.CONNECTING, addresses=("203.0.113.7",), certificate_sent=True)
 _HELLO = replace(_CONNECTING, stage=Stage.HELLO_SENT)
@@ -35,9 +50,10 @@ def _alert(number: int) -> Observation:
     return replace(_REFUSED, alert_received=number)
 
 
-def _verify(code: int, text: str) -> Observation:
+def _verify(code: int, text: str, *presented: Presented) -> Observation:
     return replace(
         _IN_HANDSHAKE,
+        presented=presented,
         ending=Ending.TLS,
         verify_code=code,
         verify_text=text,
@@ -64,17 +80,20 @@ SAMPLES: Mapping[Outcome, tuple[Observation, ...]] = {
         replace(_REFUSED, ending=Ending.EOF),
     ),
     Outcome.SERVER_UNTRUSTED: (
-        _verify(20, "unable to get local issuer certificate"),
+        _verify(20, "unable to get local issuer certificate", _THEIRS),
         _verify(18, "self-signed certificate"),
         _verify(23, "certificate revoked"),
         _verify(26, "unsuitable certificate purpose"),
         _verify(66, "EE certificate key too weak"),
     ),
     Outcome.SERVER_EXPIRED: (
-        _verify(10, "certificate has expired"),
-        _verify(9, "certificate is not yet valid"),
+        _verify(10, "certificate has expired", replace(_THEIRS, not_after=_NOW - _DAY)),
+        _verify(9, "certificate is not yet valid", replace(_THEIRS, not_before=_NOW + _DAY)),
     ),
-    Outcome.SERVER_NAME_MISMATCH: (_verify(62, "hostname mismatch"),),
+    Outcome.SERVER_NAME_MISMATCH: (
+        _verify(62, "hostname mismatch", replace(_THEIRS, names=("example.com", "www.example.com"))),
+        _verify(62, "hostname mismatch", replace(_THEIRS, names=())),
+    ),
     Outcome.PROTOCOL_MISMATCH: (replace(_HELLO, ending=Ending.EOF, alert_received=70),),
     Outcome.NO_SHARED_PARAMETERS: (replace(_HELLO, ending=Ending.EOF, alert_received=40),),
     Outcome.NOT_TLS: (
@@ -165,15 +184,17 @@ def page() -> Iterator[str]:
 
 
 def _outcome(outcome: Outcome) -> str:
+    own = (_PAST, CERTIFICATE) if outcome is Outcome.CLIENT_CERT_EXPIRED else (CERTIFICATE,)
     cases = []
-    for seen in SAMPLES[outcome]:
+    for seen, certificate in product(SAMPLES[outcome], own):
         verdict = explain(
             outcome,
             seen,
             upstream=_UPSTREAM,
             server_name=_SERVER_NAME,
             credential=_CREDENTIAL if seen.certificate_sent else "none",
-            certificate=_CERTIFICATE if seen.certificate_sent else None,
+            certificate=certificate if seen.certificate_sent else None,
+            now=_NOW,
         )
         cases.append((verdict.title, verdict.cause, verdict.evidence, verdict.remedy))
     return _entry(outcome, f"answered with {status_of(outcome)}", cases)
@@ -182,7 +203,7 @@ def _outcome(outcome: Outcome) -> str:
 def _signature(signature: Signature) -> str:
     asked = replace(_REFUSED, stage=Stage.PROVEN, ending=Ending.NONE)
 
-    def case(seen: Observation, certificate: str | None = _CERTIFICATE) -> _Case:
+    def case(seen: Observation, certificate: OwnCertificate | None = CERTIFICATE) -> _Case:
         verdict = explain_answer(
             signature,
             seen,
@@ -191,6 +212,7 @@ def _signature(signature: Signature) -> str:
             upstream=_UPSTREAM,
             credential=_CREDENTIAL if certificate else "none",
             certificate=certificate,
+            now=_NOW,
         )
         return verdict.title, verdict.cause, verdict.evidence, verdict.remedy
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sidecert.faults import faults
 from sidecert.outcome import Ending, Observation, Stage, began_answer, is_not_tls
-from sidecert.words import masked, shown
+from sidecert.presented import OwnCertificate
+from sidecert.words import clean, listed, moment
 
 _TLS13 = "TLSv1.3"
-_MOST_NAMES = 5
-_LONGEST_NAME = 200  # characters
+_MOST_CERTIFICATES = 3
 
 # IANA's registry of TLS alerts, as far as TLS 1.2 and 1.3 use it.
 _ALERTS = {
@@ -57,18 +58,28 @@ def alert_name(number: int) -> str:
     return f"{_ALERTS.get(number, 'unknown')} ({number})"
 
 
-def evidence(seen: Observation, certificate: str | None) -> tuple[str, ...]:
-    """What was seen, in the order of the wire; `certificate` is the subject of the one that we have."""
-    return tuple((*_of_the_handshake(seen, certificate), *_of_the_end(seen)))
+def evidence(seen: Observation, certificate: OwnCertificate | None, now: float) -> tuple[str, ...]:
+    """What was seen, in the order of the wire, behind what speaks against our `certificate`.
+
+    `now` is in epoch seconds, to judge validity by.
+    """
+    return tuple(
+        (
+            *(f"our certificate {fault.words}" for fault in faults(seen, certificate, now)),
+            *_of_the_handshake(seen, certificate),
+            *_of_the_end(seen),
+        )
+    )
 
 
-def _of_the_handshake(seen: Observation, certificate: str | None) -> Iterator[str]:
+def _of_the_handshake(seen: Observation, certificate: OwnCertificate | None) -> Iterator[str]:
     if seen.addresses and seen.stage is Stage.CONNECTING:
-        yield f"addresses tried: {_list(seen.addresses)}"
+        yield f"addresses tried: {listed(seen.addresses)}"
     if seen.tls_version:
         yield f"{seen.tls_version} was agreed on"
     if seen.certificate_requested:
-        answer = f"we have {certificate or 'one'} for it" if seen.certificate_sent else "we sent none"
+        have = "one" if certificate is None else certificate.describe()
+        answer = f"we have {have}" if seen.certificate_sent else "we sent none"
         yield f"the upstream asked for a client certificate{_afterwards(seen)}, {answer}"
     elif seen.afterwards:
         yield "the upstream began another handshake on the open connection"
@@ -76,13 +87,18 @@ def _of_the_handshake(seen: Observation, certificate: str | None) -> Iterator[st
         # Under TLS 1.2 the request comes after the upstream's certificate, which may be where we stopped.
         yield "the upstream did not ask for a client certificate"
     if seen.acceptable_cas:
-        yield f"the CAs that the upstream accepts: {_list(seen.acceptable_cas)}"
+        yield f"the CAs that the upstream accepts: {listed(seen.acceptable_cas)}"
         if seen.certificate_sent:
-            yield f"of these, our certificate chains to {_list(seen.chains_to) or 'none'}"
+            yield f"of these, our certificate chains to {listed(seen.chains_to) or 'none'}"
     if seen.alert_received is not None:
         yield f"alert {alert_name(seen.alert_received)} {_when(seen)}"
     if seen.verify_code:
         yield f"check of the upstream's certificate: {clean(seen.verify_text)} (code {seen.verify_code})"
+    for number, each in enumerate(seen.presented[:_MOST_CERTIFICATES]):
+        names = f", for {listed(each.names)}" if each.names else ""
+        which = "behind it" if number else "the upstream's certificate"
+        dates = f"from {moment(each.not_before)} until {moment(each.not_after)}"
+        yield f"{which}: {each.subject}, issued by {each.issuer}, {dates}{names}"
     if seen.alert_sent is not None:
         yield f"we sent the alert {alert_name(seen.alert_sent)}"
     if is_not_tls(seen.first_bytes):
@@ -123,13 +139,3 @@ def _when(seen: Observation) -> str:
         Stage.HELLO_SENT: "in the handshake" if began_answer(seen) else "in answer to our first message",
         Stage.HELLO_RECEIVED: "in the handshake",
     }.get(seen.stage, "after the handshake")
-
-
-def _list(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return "; ".join(map(clean, names[:_MOST_NAMES])) + more
-
-
-def clean(text: str) -> str:
-    """Names and words of the other side, fit for a log and a terminal."""
-    return shown(masked(text), _LONGEST_NAME)

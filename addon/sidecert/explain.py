@@ -11,8 +11,11 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sidecert.evidence import clean, evidence
+from sidecert.evidence import evidence
+from sidecert.faults import Fault, append_the_issuer, faults
 from sidecert.outcome import Ending, Observation, Outcome, began_answer, is_certain
+from sidecert.presented import OwnCertificate, Presented
+from sidecert.words import clean, listed, moment
 
 _HANDSHAKE_FAILURE, _BAD_CERTIFICATE, _CERTIFICATE_UNKNOWN = 40, 42, 46
 _ACCESS_DENIED, _DECRYPT_ERROR, _UNRECOGNIZED_NAME = 49, 51, 112
@@ -44,11 +47,22 @@ class _Case:
     upstream: str
     server_name: str
     credential: str
-    certificate: str | None
+    certificate: OwnCertificate | None
+    now: float
 
     @property
     def sent(self) -> str:
-        return f"the certificate of the credential {self.credential} ({self.certificate})"
+        own = "" if self.certificate is None else f" ({self.certificate.subject})"
+        return f"the certificate of the credential {self.credential}{own}"
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        return faults(self.seen, self.certificate, self.now)
+
+    @property
+    def theirs(self) -> Presented | None:
+        """The upstream's own certificate, where it was looked at."""
+        return next(iter(self.seen.presented), None)
 
     @property
     def host(self) -> str:
@@ -80,17 +94,19 @@ def explain(
     upstream: str,
     server_name: str,
     credential: str,
-    certificate: str | None,
+    certificate: OwnCertificate | None,
+    now: float,
 ) -> Verdict:
     """The verdict on one attempt.
 
-    `upstream` is `host:port`; `credential` an id or `none`; `certificate` the subject of its certificate.
+    `upstream` is `host:port`; `credential` an id or `none`; `certificate` is its certificate; `now`, in epoch
+    seconds, is what validity is judged by.
     """
-    case = _Case(seen, upstream, server_name, credential, certificate)
+    case = _Case(seen, upstream, server_name, credential, certificate, now)
     # Without a certificate nothing of it can be wrong, whatever the alert says.
     misses = certificate is None and outcome.startswith("client_cert_")
     title, cause, remedy = (_required if misses else _WORDS[outcome])(case)
-    return Verdict(outcome, title, cause, evidence(seen, certificate), remedy, is_certain(seen))
+    return Verdict(outcome, title, cause, evidence(seen, certificate, now), remedy, is_certain(seen))
 
 
 def _ok(case: _Case) -> _Words:
@@ -118,27 +134,37 @@ def _required(case: _Case) -> _Words:
 
 
 def _unknown_ca(case: _Case) -> _Words:
+    own = case.certificate
     java = "`keytool -importcert -alias NAME -file ca.pem -keystore TRUSTSTORE` where it is a Java service"
-    remedy = (
-        f"Have the CA of that certificate (`openssl x509 -in CRT -noout -issuer`) added to those that "
-        f"{case.upstream} trusts ({MAPPING}; {java}), and put all its intermediates behind it in the file of "
-        f"`credentials.{case.credential}`."
-    )
+    issuer = "the CA of that certificate" if own is None else own.issuer
+    remedy = f"have {issuer} added to those that {case.upstream} trusts ({MAPPING}; {java})."
     if case.seen.acceptable_cas:
-        remedy = (
-            f"Use a certificate from one of the CAs that {case.upstream} lists, or have its own CA (`openssl "
-            f"x509 -in CRT -noout -issuer`) added there ({MAPPING}; {java})."
-        )
+        remedy = f"use a certificate from one of the CAs that {case.upstream} lists, or {remedy}"
+    if own is not None and own.may_miss_an_intermediate and not case.seen.chains_to:
+        remedy = f"{append_the_issuer(own)}; else {remedy}"
     cause = f"{case.upstream} does not know the CA that issued {case.sent}, or an intermediate is missing."
-    return _REFUSED, cause, remedy
+    return _REFUSED, _with_faults(case, cause), remedy[0].upper() + remedy[1:]
+
+
+def _with_faults(case: _Case, cause: str) -> str:
+    """`cause`, and what is known to be wrong with our certificate."""
+    return " ".join((cause, *(f"It {fault.words}." for fault in case.faults)))
 
 
 def _expired(case: _Case) -> _Words:
+    own = case.certificate
+    wrong = [] if own is None else [each for each in (own.leaf, *own.intermediates) if each.outside(case.now)]
+    if wrong:
+        fault = case.faults[0]
+        cause = f"{case.upstream} finds {case.sent} expired: it {fault.words}."
+        return _REFUSED, cause, fault.remedy
+    until = "" if own is None else f" By this machine's clock it is valid until {moment(own.leaf.not_after)}."
     return (
         _REFUSED,
-        f"{case.upstream} finds {case.sent} expired, or one of its chain, or its clock is wrong.",
-        f"See until when it is valid: `openssl x509 -in CRT -noout -dates`; put the renewed one into the "
-        f"files of `credentials.{case.credential}` and reload.",
+        f"{case.upstream} finds {case.sent} expired, or a CA above it, or its clock is wrong.{until}",
+        f"Ask those who run {case.upstream} what its clock says, and whether the CA that it has is expired. "
+        f"If the certificate was renewed, put it into the files of `credentials.{case.credential}` and "
+        "reload; what a file holds: `openssl x509 -in CRT -noout -dates`.",
     )
 
 
@@ -151,10 +177,14 @@ def _revoked(case: _Case) -> _Words:
 
 
 def _unsupported(case: _Case) -> _Words:
+    cause = f"{case.upstream} does not take a certificate of this kind from a caller: {case.sent}."
+    if case.faults:
+        cause = _with_faults(case, cause)
+    else:
+        cause += " Mostly its extended key usage lacks clientAuth, or its kind of key is not known there."
     return (
         _REFUSED,
-        f"{case.upstream} does not take a certificate of this kind from a caller: {case.sent}. Mostly its "
-        "extended key usage lacks clientAuth, or its kind of key is not known there.",
+        cause,
         f"Have the certificate of `credentials.{case.credential}` issued again with extendedKeyUsage = "
         "clientAuth by name (anyExtendedKeyUsage is not enough for upstreams built on OpenSSL); what it has "
         "now: `openssl x509 -in CRT -noout -ext extendedKeyUsage`.",
@@ -176,17 +206,16 @@ def _rejected(case: _Case) -> _Words:
     seen = case.seen
     reason = _REASONS.get(seen.alert_received, "It gives no reason.")
     title = _REFUSED if is_certain(seen) else "The upstream probably refused the client certificate"
-    listed = (
-        " Check first that its issuer is among the CAs that the upstream lists."
-        if seen.acceptable_cas
-        else ""
+    cause = (
+        f"{case.upstream} {'refused' if is_certain(seen) else 'most likely refused'} {case.sent}. {reason}"
     )
+    first = f"{case.faults[0].remedy} Else ask" if case.faults else "Ask"
     return (
         title,
-        f"{case.upstream} {'refused' if is_certain(seen) else 'most likely refused'} {case.sent}. {reason}",
-        f"Ask those who run {case.upstream} what its log says at this time, and whether this certificate is "
-        f"known there ({MAPPING}).{listed} To show them the same without sidecert: `{case.connect} -cert CRT "
-        "-key KEY`.",
+        _with_faults(case, cause),
+        f"{first} those who run {case.upstream} what its log says at this time, and whether this certificate "
+        f"is known there ({MAPPING}). To show them the same without sidecert: `{case.connect} -cert CRT -key "
+        "KEY`.",
     )
 
 
@@ -207,38 +236,65 @@ def _untrusted(case: _Case) -> _Words:
             cause = f"A key or signature in the certificate chain of {case.upstream} is too weak for OpenSSL."
             remedy = f"Those who run {case.upstream} must install one of RSA 2048 bits or more, with SHA-256."
         case _:
+            last = case.seen.presented[-1:]
+            ca = last[0].issuer if last else "the CA of the upstream's certificate"
+            issued = f" ({last[0].subject} is issued by {ca})" if last else ""
             cause = (
-                f"No CA of the route's trust issued the certificate of {case.upstream}, or the upstream does "
-                "not send its intermediates."
+                f"No CA of the route's trust issued the certificate of {case.upstream}{issued}, or the "
+                "upstream does not send its intermediates."
             )
             remedy = (
-                f"{name_file} the CA of the upstream's certificate; see its chain: `{case.look}`. Where a "
-                "Java tool trusts it: `keytool -exportcert -rfc -alias NAME -keystore TRUSTSTORE > ca.pem`."
+                f"{name_file} {ca}; see the upstream's chain: `{case.look}`. Where a Java tool trusts it: "
+                "`keytool -exportcert -rfc -alias NAME -keystore TRUSTSTORE > ca.pem`."
             )
     return title, cause, remedy
 
 
 def _server_expired(case: _Case) -> _Words:
+    outside = [each for each in case.seen.presented if each.outside(case.now)]
+    which = f"the certificate of {case.upstream}, or one of its chain,"
+    if outside:
+        which = f"{outside[0].subject} {outside[0].outside(case.now)}:"
+        which += (
+            f" the certificate of {case.upstream}"
+            if outside[0] is case.theirs
+            else f" a CA of {case.upstream}"
+        )
     if case.seen.verify_code == _NOT_YET_VALID:
         return (
             "The upstream's certificate is not valid yet",
-            f"By this machine's clock the certificate of {case.upstream}, or one of its chain, is too new.",
+            f"By this machine's clock {which} is too new.",
             "Check the clock of this machine.",
         )
+    look = "" if outside else f" Its dates: `{case.connect} </dev/null | openssl x509 -noout -dates`."
     return (
         "The upstream's certificate is expired",
-        f"The certificate of {case.upstream}, or one of its chain, is past its end.",
-        f"Those who run {case.upstream} must renew it; check the clock of this machine as well. Its dates: "
-        f"`{case.connect} </dev/null | openssl x509 -noout -dates`.",
+        f"By this machine's clock {which} is past its end.",
+        f"Those who run {case.upstream} must renew it; check the clock of this machine as well.{look}",
     )
 
 
 def _name_mismatch(case: _Case) -> _Words:
+    title = "The upstream's certificate is for another name"
+    cause = f"The certificate of {case.upstream} does not name {case.server_name} in its subjectAltName"
+    if case.theirs is None:
+        return (
+            title,
+            f"{cause}.",
+            "Set `upstream.server_name` of the route to a name in the certificate, if it is the right "
+            f"upstream: `{case.connect} </dev/null | openssl x509 -noout -ext subjectAltName`.",
+        )
+    if not case.theirs.names:
+        return (
+            title,
+            f"{cause}, which has no name at all. The one in its subject ({case.theirs.subject}) does not count.",
+            f"Those who run {case.upstream} must have it issued again with its name in the subjectAltName.",
+        )
     return (
-        "The upstream's certificate is for another name",
-        f"The certificate of {case.upstream} does not name {case.server_name} in its subjectAltName.",
-        "Set `upstream.server_name` of the route to a name in the certificate, if it is the right upstream: "
-        f"`{case.connect} </dev/null | openssl x509 -noout -ext subjectAltName`.",
+        title,
+        f"{cause}, but {listed(case.theirs.names)}.",
+        "Check that it is the right upstream (`upstream.host` and `upstream.port` of the route). If it is, set "
+        f"`upstream.server_name` to a name that it has: {listed(case.theirs.names)}.",
     )
 
 

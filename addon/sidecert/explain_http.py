@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sidecert.evidence import clean, evidence
+from sidecert.evidence import evidence
 from sidecert.explain import MAPPING
 from sidecert.http_verdict import Signature
+from sidecert.faults import Fault, faults
 from sidecert.outcome import Observation
+from sidecert.presented import OwnCertificate
+from sidecert.words import clean
 
 _Words = tuple[str, str, str]  # what the answer says, cause, remedy
 
@@ -32,11 +35,17 @@ class _Case:
     seen: Observation
     upstream: str
     credential: str
-    certificate: str | None
+    certificate: OwnCertificate | None
+    now: float
 
     @property
     def sent(self) -> str:
-        return f"the certificate of the credential {self.credential} ({self.certificate})"
+        own = "" if self.certificate is None else f" ({self.certificate.subject})"
+        return f"the certificate of the credential {self.credential}{own}"
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        return faults(self.seen, self.certificate, self.now)
 
     @property
     def ask(self) -> str:
@@ -56,20 +65,22 @@ def explain_answer(
     server: str,
     upstream: str,
     credential: str,
-    certificate: str | None,
+    certificate: OwnCertificate | None,
+    now: float,
 ) -> AnswerVerdict:
     """The verdict on an answer with `status` from `upstream`, over the connection that `seen` describes.
 
-    `server` is its Server header; `credential` an id or `none`; `certificate` the subject of its certificate.
+    `server` is its Server header; `credential` an id or `none`; `certificate` is its certificate; `now`, in
+    epoch seconds, is what validity is judged by.
     """
-    case = _Case(seen, upstream, credential, certificate)
+    case = _Case(seen, upstream, credential, certificate, now)
     said, cause, remedy = _WORDS[signature](case)
     if certificate is None:  # without a certificate nothing of it can be wrong
         _, cause, remedy = _none_came(said)(case)
     elif not seen.certificate_requested and signature not in NONE_CAME:
         cause, remedy = _another(case)
     by = f" (Server: {clean(server)})" if server else ""
-    seen_by_us = (*evidence(seen, certificate), f"the upstream answered {status}{by}: {said}")
+    seen_by_us = (*evidence(seen, certificate, now), f"the upstream answered {status}{by}: {said}")
     return AnswerVerdict(
         signature, "The upstream's answer refuses the client certificate", cause, seen_by_us, remedy
     )
@@ -118,28 +129,41 @@ def _another(case: _Case) -> tuple[str, str]:
 
 
 def _refused(said: str, why: str = "") -> Callable[[_Case], _Words]:
-    why = why or (
-        "It does not tell callers why: its CA is not known there, an intermediate is missing, or it "
-        "is expired, revoked or not meant for callers (extendedKeyUsage clientAuth)."
-    )
-
     def words(case: _Case) -> _Words:
+        cause = f"{case.upstream} let the handshake pass and then refused {case.sent}."
+        ask = f"sk those who run {case.upstream} what its log says at this time, and whether this certificate and "
+        ask += f"its CA are known there ({MAPPING})."
+        if case.faults:
+            wrong = (f"It {fault.words}." for fault in case.faults)
+            return (
+                said,
+                " ".join((cause, why, *wrong) if why else (cause, *wrong)),
+                (f"{case.faults[0].remedy} Else a{ask}"),
+            )
         return (
             said,
-            f"{case.upstream} let the handshake pass and then refused {case.sent}. {why}",
-            f"{case.ask}, and whether this certificate and its CA are known there ({MAPPING}). "
-            "Who issued it, for what and until when: "
+            f"{cause} {why or _NOT_TOLD}",
+            f"A{ask} Who issued it, for what and until when: "
             "`openssl x509 -in CRT -noout -subject -issuer -dates -ext extendedKeyUsage`.",
         )
 
     return words
 
 
+_NOT_TOLD = (
+    "It does not tell callers why: its CA is not known there, an intermediate is missing, or it is expired, "
+    "revoked or not meant for callers (extendedKeyUsage clientAuth)."
+)
+
+
 def _expired(said: str) -> Callable[[_Case], _Words]:
     def words(case: _Case) -> _Words:
+        cause = f"{case.upstream} finds {case.sent} expired or not yet valid"
+        if case.faults:
+            return said, f"{cause}: it {case.faults[0].words}.", case.faults[0].remedy
         return (
             said,
-            f"{case.upstream} finds {case.sent} expired or not yet valid, or its clock is wrong.",
+            f"{cause}, or its clock is wrong.",
             f"Put the renewed certificate into the files of `credentials.{case.credential}` and reload.",
         )
 

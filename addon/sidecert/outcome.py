@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from sidecert.presented import Presented
+
 
 class Outcome(StrEnum):
     """The closed list. A new member needs an explanation too; a test notices when it is missing."""
@@ -95,6 +97,8 @@ class Observation:
     afterwards: bool = False
     """On a connection that was open already: the upstream began a handshake anew (TLS 1.2) or asked for a
     certificate (TLS 1.3), mostly because of a request's path."""
+    presented: tuple[Presented, ...] = ()
+    """The upstream's certificates, its own first, where `verify_code` says that one is wrong."""
     first_bytes: bytes = b""
     """At most 16 bytes, the first that the upstream sent: tells HTTP or SSH from TLS."""
     request_sent: bool = False

@@ -3,6 +3,8 @@ processed, and what to do."""
 
 from __future__ import annotations
 
+import time
+
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.explain import explain
@@ -28,7 +30,8 @@ def handshake_failed(
         upstream=upstream.label,
         server_name=upstream.server_name,
         credential=upstream.route.credential_id,
-        certificate=None if credential is None else credential.subject,
+        certificate=None if credential is None else credential.own,
+        now=time.time(),
     )
     detail = f"{verdict.cause} {_processed(seen, outcome, sent_before)}."
     return Refusal(status_of(outcome), outcome.value, verdict.title, detail, verdict.remedy, verdict.evidence)

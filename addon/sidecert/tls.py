@@ -19,8 +19,10 @@ from OpenSSL._util import lib as _lib
 
 from sidecert.config import TlsConfig
 from sidecert.credentials import Credential
+from sidecert.credentials.certificates import present
 from sidecert.errors import SidecertError
 from sidecert.outcome import Observation, Stage
+from sidecert.presented import Presented
 from sidecert.words import distinguished_name
 
 Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
@@ -33,6 +35,7 @@ _MOST_CAS = 1000
 MOST_AGAIN = 8
 """How often an upstream may shake hands or ask for our certificate again while a call is under way: each time
 costs us a signature. Apache and IIS do so once."""
+_MOST_CERTIFICATES = 10
 _UNUSED = _ffi.new("char *[1]")
 """Where BIO_get_mem_data may write an address that nobody looks at: only the size is wanted."""
 
@@ -283,6 +286,16 @@ class TlsStream:
         """The certificates that the upstream presented, its own first."""
         return self._connection.get_peer_cert_chain(as_cryptography=True) or []
 
+    def presented(self) -> tuple[Presented, ...]:
+        """The same as plain facts; a hostile one may hold anything, and what cannot be parsed ends it."""
+        found: list[Presented] = []
+        try:
+            for certificate in self.peer_chain()[:_MOST_CERTIFICATES]:
+                found.append(present(certificate))
+        except Exception:  # the parser's errors are not a closed list
+            pass
+        return tuple(found)
+
     def _handshake(self) -> bool:
         try:
             self._connection.do_handshake()
@@ -341,6 +354,7 @@ class TlsStream:
         reason = _reason(exc)
         if reason == "certificate verify failed":
             self.seen.verify_code, self.seen.verify_text = self.check_result()
+            self.seen.presented = self.presented()
         return TlsFailure(reason)
 
     def _on_alert(self, received: bool, level: int, alert: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -255,7 +256,7 @@ class UpstreamConnection(asyncio.Protocol):
                 "upstream": self.upstream.label,
                 "credential": route.credential_id,
                 "evidence": evidence(
-                    self.seen, None if route.credential is None else route.credential.subject
+                    self.seen, None if route.credential is None else route.credential.own, time.time()
                 ),
             },
         )

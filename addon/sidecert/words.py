@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+_MOST_NAMES = 5
+_LONGEST_NAME = 200  # characters
+
 
 def printable(text: str | bytes) -> str:
     """`text` with what cannot be printed written as `\\x1b` or `\\u202e`; in bytes, all that is not ASCII."""
@@ -28,6 +31,17 @@ def shown(text: str | bytes, most: int) -> str:
     """`text` made printable; `...` stands for what goes beyond `most` characters."""
     plain = printable(text[: most + 1])  # escapes only make it longer
     return plain if len(plain) <= most else plain[:most] + "..."
+
+
+def clean(text: str) -> str:
+    """Names and words of the other side, fit for a log and a terminal."""
+    return shown(masked(text), _LONGEST_NAME)
+
+
+def listed(names: Sequence[str]) -> str:
+    """`names`, made clean, in one line; the first five of them."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return "; ".join(map(clean, names[:_MOST_NAMES])) + more
 
 
 def moment(seconds: float) -> str:

@@ -27,6 +27,7 @@ from sidecert.credentials import certificates, keyfiles
 from sidecert.credentials.certificates import Chain, describe_key, listing, name_of
 from sidecert.credentials.filekinds import Role, Unusable
 from sidecert.credentials.keyfiles import Passphrase
+from sidecert.presented import OwnCertificate
 
 _OPEN_TO_OTHERS = 0o066
 
@@ -49,6 +50,8 @@ class Credential:
     not_after: float
     subject: str
     """RFC 4514, printable characters only."""
+    own: OwnCertificate
+    """It in words, for those who were refused with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,7 @@ def _assemble(
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=leaf.not_valid_after_utc.timestamp(),
         subject=name_of(leaf),
+        own=certificates.own(chain, id),
     )
 
 

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from sidecert.words import distinguished_name, moment, printable
+from sidecert.presented import OwnCertificate, Presented
+from sidecert.words import clean, distinguished_name, moment, printable
 
 # TLS has signature schemes for these and no others (RFC 8446 4.2.3, RFC 8734). With another curve OpenSSL
 # loads the key and then sends no certificate, without a word; seen with secp256k1, secp224r1 and DSA.
@@ -31,6 +32,17 @@ _KINDS = {
     NameOID.GIVEN_NAME: "GN",
     NameOID.TITLE: "title",
 }
+
+_USES = {
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage",
+    ExtendedKeyUsageOID.CODE_SIGNING: "codeSigning",
+    ExtendedKeyUsageOID.EMAIL_PROTECTION: "emailProtection",
+    ExtendedKeyUsageOID.TIME_STAMPING: "timeStamping",
+    ExtendedKeyUsageOID.OCSP_SIGNING: "OCSPSigning",
+}
+_MOST_NAMES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,38 @@ def _kind(attribute: x509.NameAttribute[str | bytes]) -> str:
 def _value(attribute: x509.NameAttribute[str | bytes]) -> str:
     value = attribute.value
     return value if isinstance(value, str) else f"#{value.hex()}"
+
+
+def present(certificate: x509.Certificate) -> Presented:
+    """It as plain facts. Raises (anything) where a part cannot be parsed."""
+    return Presented(
+        subject=clean(name_of(certificate)),
+        issuer=clean(issuer_of(certificate)),
+        names=_san(certificate),
+        not_before=certificate.not_valid_before_utc.timestamp(),
+        not_after=certificate.not_valid_after_utc.timestamp(),
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+    )
+
+
+def _san(certificate: x509.Certificate) -> tuple[str, ...]:
+    extension = x509.SubjectAlternativeName
+    names = _or_none(lambda: certificate.extensions.get_extension_for_class(extension).value)
+    wanted = [name for name in names or () if isinstance(name, x509.DNSName | x509.IPAddress)]
+    return tuple(clean(str(name.value)) for name in wanted[:_MOST_NAMES])
+
+
+def own(chain: Chain, credential: str) -> OwnCertificate:
+    """What is sent, and what its file holds, as plain facts."""
+    uses = _or_none(lambda: chain.leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    return OwnCertificate(
+        credential=credential,
+        leaf=present(chain.leaf),
+        intermediates=tuple(map(present, chain.to_send)),
+        self_signed=is_self_signed(chain.leaf),
+        holds_root=chain.root is not None,
+        uses=tuple(_USES.get(use, use.dotted_string) for use in uses or ()),
+    )
 
 
 def serial_of(certificate: x509.Certificate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -9,13 +10,13 @@ from typing import Any
 
 from sidecert.config import TlsConfig
 from sidecert.credentials import Credential
-from sidecert.diagnosis.presented import Presented
 from sidecert.diagnosis.probe import Probe
 from sidecert.diagnosis.subject import Subject
 from sidecert.errors import Refusal
-from sidecert.evidence import clean
 from sidecert.explain import Verdict, explain
 from sidecert.outcome import Observation, Outcome, Stage, decide
+from sidecert.presented import Presented
+from sidecert.words import clean
 
 VERSIONS = ("1.3", "1.2")
 _SERVER_SIDE = (Outcome.SERVER_UNTRUSTED, Outcome.SERVER_EXPIRED, Outcome.SERVER_NAME_MISMATCH)
@@ -116,6 +117,7 @@ class Diagnosis:
             certificate_requested=probe.seen.certificate_requested,
             verify_code=probe.check_code,
             verify_text=probe.check_text,
+            presented=probe.chain,
         )
         return verdict_on(self.subject, decide(seen), seen, None)
 
@@ -162,7 +164,8 @@ def verdict_on(
         upstream=subject.upstream.label,
         server_name=subject.upstream.server_name,
         credential="none" if credential is None else credential.id,
-        certificate=None if credential is None else credential.subject,
+        certificate=None if credential is None else credential.own,
+        now=time.time(),
     )
 
 

@@ -16,9 +16,9 @@ from OpenSSL import SSL
 from sidecert.config import TlsConfig
 from sidecert.connect import NotConnected, connect
 from sidecert.credentials import Credential
-from sidecert.diagnosis.presented import Presented, read_chain
 from sidecert.generation import Upstream
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.presented import Presented
 from sidecert.tls import TlsFailure, TlsStream, Trust, make_context
 
 PATIENCE = 2.0
@@ -182,7 +182,7 @@ class _Handshake:
             connect_seconds=connected - self._started,
             handshake_seconds=self._loop.time() - connected,
             cipher=(stream.cipher if stream is not None else None) or "",
-            chain=read_chain(stream) if stream is not None else (),
+            chain=stream.presented() if stream is not None else (),
             check_code=code,
             check_text=text,
         )

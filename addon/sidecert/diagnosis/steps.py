@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 from sidecert.config.hosts import bracket, is_address
 from sidecert.diagnosis.diagnosis import Diagnosis, Status, Step, Trial, allows
-from sidecert.diagnosis.presented import Presented
 from sidecert.diagnosis.probe import PATIENCE, Probe
-from sidecert.evidence import clean, evidence
+from sidecert.evidence import evidence
 from sidecert.explain import Verdict
 from sidecert.outcome import Outcome, Stage, is_certain
-from sidecert.words import moment, shown
+from sidecert.presented import Presented
+from sidecert.words import listed, moment, shown
 
-_MOST_NAMES = 5
 # X509_V_ERR_*: self-signed, or no way to an issuer that is trusted.
 _NO_ISSUER = (18, 19, 20, 21)
 _MOST_WORDS = 2000  # characters of a line
@@ -25,7 +24,7 @@ def name_lookup(diagnosis: Diagnosis, probe: Probe) -> Step:
         return Step("DNS", Status.INFO, f"{host} is an address: nothing to look up")
     if probe.seen.stage is Stage.RESOLVING:
         return _failed("DNS", diagnosis.explain(probe, None))
-    return Step("DNS", Status.OK, f"{host} is {_list(probe.seen.addresses)}")
+    return Step("DNS", Status.OK, f"{host} is {listed(probe.seen.addresses)}")
 
 
 def connection(diagnosis: Diagnosis, probe: Probe) -> Step:
@@ -75,8 +74,8 @@ def request(diagnosis: Diagnosis, base: Probe) -> Iterator[Step]:
         status = Status.WARNING if any(diagnosis.subject.wanted) else Status.INFO
         yield Step("it asks", status, "for no client certificate in the handshake", (*differ, *_LATER))
         return
-    listed = f"from {_list(names)}" if names else "from any CA: it names none"
-    yield Step("it asks", Status.OK, f"for a client certificate {listed}", differ)
+    whose = f"from {listed(names)}" if names else "from any CA: it names none"
+    yield Step("it asks", Status.OK, f"for a client certificate {whose}", differ)
     yield _without(diagnosis, base)
 
 
@@ -156,12 +155,12 @@ def _failed(name: str, verdict: Verdict) -> Step:
 
 def _ending(probe: Probe) -> str:
     """How the upstream ended it: its alert, else the last that was seen."""
-    told = evidence(probe.seen, None)
+    told = evidence(probe.seen, None, 0.0)
     return next((line for line in told if line.startswith("alert ")), told[-1] if told else "no word")
 
 
 def _describe(each: Presented, now: float) -> str:
-    names = f", for {_list(each.names)}" if each.names else ""
+    names = f", for {listed(each.names)}" if each.names else ""
     if now > each.not_after:
         when = f"EXPIRED on {moment(each.not_after)}"
     elif now < each.not_before:
@@ -170,11 +169,6 @@ def _describe(each: Presented, now: float) -> str:
         when = f"until {moment(each.not_after)}"
     by = "by itself" if each.issuer == each.subject else f"by {each.issuer}"
     return shown(f"{each.subject}, issued {by}, {when}{names}", _MOST_WORDS)
-
-
-def _list(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return "; ".join(map(clean, names[:_MOST_NAMES])) + more
 
 
 def _time(seconds: float) -> str:
