@@ -336,6 +336,7 @@ class Exchange:
             assert self._connection is not None
             assert self._pool is not None
             first = self._pool.count_rejection(signature)
+            self._connection.note_acceptable_cas()
             seen, upstream = self._connection.seen, self._connection.upstream
             calllog.rejected(signature, start, seen, self.name_request(), upstream, first=first)
 

@@ -154,8 +154,8 @@ def _with_faults(case: _Case, cause: str) -> str:
 def _expired(case: _Case) -> _Words:
     own = case.certificate
     wrong = [] if own is None else [each for each in (own.leaf, *own.intermediates) if each.outside(case.now)]
-    if wrong:
-        fault = case.faults[0]
+    if wrong and case.faults:
+        fault = case.faults[0]  # dates come first
         cause = f"{case.upstream} finds {case.sent} expired: it {fault.words}."
         return _REFUSED, cause, fault.remedy
     until = "" if own is None else f" By this machine's clock it is valid until {moment(own.leaf.not_after)}."
@@ -287,14 +287,14 @@ def _name_mismatch(case: _Case) -> _Words:
     if not case.theirs.names:
         return (
             title,
-            f"{cause}, which has no name at all. The one in its subject ({case.theirs.subject}) does not count.",
+            f"{cause}, which has no name at all. Its subject ({case.theirs.subject}) does not count.",
             f"Those who run {case.upstream} must have it issued again with its name in the subjectAltName.",
         )
     return (
         title,
         f"{cause}, but {listed(case.theirs.names)}.",
-        "Check that it is the right upstream (`upstream.host` and `upstream.port` of the route). If it is, set "
-        f"`upstream.server_name` to a name that it has: {listed(case.theirs.names)}.",
+        "Check that it is the right upstream (`upstream.host` and `upstream.port` of the route). If it is, "
+        f"set `upstream.server_name` to a name that it has: {listed(case.theirs.names)}.",
     )
 
 

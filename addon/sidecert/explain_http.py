@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from sidecert.evidence import evidence
 from sidecert.explain import MAPPING
-from sidecert.http_verdict import Signature
 from sidecert.faults import Fault, faults
+from sidecert.http_verdict import Signature
 from sidecert.outcome import Observation
 from sidecert.presented import OwnCertificate
 from sidecert.words import clean
@@ -131,19 +131,18 @@ def _another(case: _Case) -> tuple[str, str]:
 def _refused(said: str, why: str = "") -> Callable[[_Case], _Words]:
     def words(case: _Case) -> _Words:
         cause = f"{case.upstream} let the handshake pass and then refused {case.sent}."
-        ask = f"sk those who run {case.upstream} what its log says at this time, and whether this certificate and "
-        ask += f"its CA are known there ({MAPPING})."
+        ask = f"{case.ask}, and whether this certificate and its CA are known there ({MAPPING})."
         if case.faults:
             wrong = (f"It {fault.words}." for fault in case.faults)
             return (
                 said,
                 " ".join((cause, why, *wrong) if why else (cause, *wrong)),
-                (f"{case.faults[0].remedy} Else a{ask}"),
+                (f"{case.faults[0].remedy} Else: {ask}"),
             )
         return (
             said,
             f"{cause} {why or _NOT_TOLD}",
-            f"A{ask} Who issued it, for what and until when: "
+            f"{ask} Who issued it, for what and until when: "
             "`openssl x509 -in CRT -noout -subject -issuer -dates -ext extendedKeyUsage`.",
         )
 

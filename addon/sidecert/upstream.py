@@ -223,7 +223,7 @@ class UpstreamConnection(asyncio.Protocol):
             if self.seen.stage >= Stage.FINISHED_SENT:
                 self._stats.cert_requested(self.seen.certificate_requested)
             if outcome is not Outcome.OK and self.seen.certificate_requested:
-                self._tls.note_acceptable_cas(self.upstream.route.credential)
+                self.note_acceptable_cas()
             if self.seen.certificate_requested:
                 self.unasked = False
             # Every other failure is logged with the answer to its call.
@@ -234,6 +234,10 @@ class UpstreamConnection(asyncio.Protocol):
             elif self.seen.afterwards and self.seen.certificate_requested:
                 self._tell_asks_afterwards()
         return self.outcome
+
+    def note_acceptable_cas(self) -> None:
+        """Put the CAs that the upstream listed, when it asked for a certificate, into `seen`: for words."""
+        self._tls.note_acceptable_cas(self.upstream.route.credential)
 
     def _tell_asks_afterwards(self) -> None:
         habits = self.upstream.habits

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from sidecert.evidence import evidence
 from sidecert.explain import explain
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.presented import OwnCertificate
 from support.certs import Pki
 from support.lengths import rounds
+from support.own import NOW, fact, own
 from support.spoilt_flights import CREDENTIALS, VERSIONS, Spoilt
 
 LONGEST = 4000  # characters of a line
@@ -71,18 +73,21 @@ OBSERVATIONS = st.builds(
 )
 
 
-@given(OBSERVATIONS, st.none() | st.text(min_size=1, max_size=100).filter(str.isprintable))
+@given(
+    OBSERVATIONS,
+    st.none() | st.text(min_size=1, max_size=100).filter(str.isprintable).map(lambda name: own(fact(name))),
+)
 @example(Observation(stage=Stage.FINISHED_SENT, ending=Ending.NONE), None)
 @settings(max_examples=rounds(400, 40_000))
 def test_whatever_was_seen_has_one_outcome_in_printable_words(
-    seen: Observation, certificate: str | None
+    seen: Observation, certificate: OwnCertificate | None
 ) -> None:
     """Also what never comes together: the rule and its words are total, and short whatever they quote."""
     before = repr(seen)
     outcome = decide(seen)
     assert outcome in Outcome
     assert (outcome is Outcome.OK) == (seen.stage is Stage.PROVEN)
-    lines = evidence(seen, certificate)
+    lines = evidence(seen, certificate, NOW)
     for each in Outcome:  # the words must hold whatever was decided
         said = explain(
             each,
@@ -91,6 +96,7 @@ def test_whatever_was_seen_has_one_outcome_in_printable_words(
             server_name="host.test",
             credential="none" if certificate is None else "alice",
             certificate=certificate,
+            now=NOW,
         )
         assert said.title
         assert said.cause

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -470,16 +471,18 @@ class _One:
         assert decide(seen) is outcome
         assert len(seen.first_bytes) <= 16
         credential = self._upstream.route.credential
-        subject = None if credential is None else credential.subject
+        certificate = None if credential is None else credential.own
+        now = time.time()
         said = explain(
             outcome,
             seen,
             upstream=self._upstream.label,
             server_name=self._upstream.server_name,
             credential=self._upstream.route.credential_id,
-            certificate=subject,
+            certificate=certificate,
+            now=now,
         )
-        for text in (said.title, said.cause, said.remedy, *evidence(seen, subject)):
+        for text in (said.title, said.cause, said.remedy, *evidence(seen, certificate, now)):
             assert text.isprintable()
             assert len(text) < 3000
             assert "secret-path" not in text

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from sidecert.diagnosis import Diagnosis, Status, Step, Subject, examination, examine, of_route, steps
-from sidecert.diagnosis.presented import Presented
 from sidecert.diagnosis.probe import Probe
 from sidecert.errors import Reason, Refusal
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.presented import Presented
 from support.certs import Pki
 from support.inside import generation
 from support.peers import Peer

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from sidecert.evidence import alert_name, clean, evidence
+from sidecert.evidence import alert_name, evidence
 from sidecert.outcome import Ending, Observation, Stage
+from sidecert.presented import OwnCertificate
+from sidecert.words import clean
+from support.own import NOW, own
 
-ALICE = "CN=alice"
+ALICE = own()
+WE_HAVE = "we have CN=alice, issued by CN=root, until 2027-01-16 08:00 UTC, sent without intermediates"
+
+
+def told(seen: Observation, certificate: OwnCertificate | None) -> tuple[str, ...]:
+    return evidence(seen, certificate, NOW)
 
 
 def tls13(ending: Ending = Ending.NONE, **more: object) -> Observation:
@@ -26,16 +34,18 @@ def tls13(ending: Ending = Ending.NONE, **more: object) -> Observation:
 
 def test_nothing_seen_is_nothing_told() -> None:
     """No empty words."""
-    assert evidence(Observation(), None) == ()
+    assert told(Observation(), None) == ()
 
 
 def test_all_is_told_in_the_order_of_the_wire() -> None:
     """Version, request, CAs, alert, then the end and what had left by then."""
-    seen = tls13(Ending.EOF, acceptable_cas=("CN=root",), alert_received=48, request_sent=True)
-    assert evidence(seen, ALICE) == (
+    seen = tls13(Ending.EOF, acceptable_cas=("CN=other",), alert_received=48, request_sent=True)
+    assert told(seen, ALICE) == (
+        "our certificate comes from CN=root, which is neither in its file (only the leaf) nor one of the CAs "
+        "that the upstream lists (CN=other)",
         "TLSv1.3 was agreed on",
-        "the upstream asked for a client certificate, we have CN=alice for it",
-        "the CAs that the upstream accepts: CN=root",
+        f"the upstream asked for a client certificate, {WE_HAVE}",
+        "the CAs that the upstream accepts: CN=other",
         "of these, our certificate chains to none",
         "alert unknown_ca (48) after the handshake",
         "the upstream closed the connection after the handshake",
@@ -46,9 +56,9 @@ def test_all_is_told_in_the_order_of_the_wire() -> None:
 def test_accepted_ca_that_our_certificate_chains_to_is_named() -> None:
     """And nothing is said of it where we have no certificate."""
     seen = tls13(acceptable_cas=("CN=root", "CN=other"), chains_to=("CN=other",))
-    assert "of these, our certificate chains to CN=other" in evidence(seen, ALICE)
+    assert "of these, our certificate chains to CN=other" in told(seen, ALICE)
     seen.certificate_sent = False
-    assert not any("chains to" in line for line in evidence(seen, None))
+    assert not any("chains to" in line for line in told(seen, None))
 
 
 def test_every_alert_has_a_number_and_the_known_ones_a_name() -> None:
@@ -62,11 +72,11 @@ def test_addresses_are_told_while_the_connection_is_what_failed() -> None:
     """Once it stands they explain nothing any more; five are enough."""
     many = tuple(f"192.0.2.{n}" for n in range(7))
     seen = Observation(stage=Stage.CONNECTING, ending=Ending.REFUSED, addresses=many, error="refused")
-    assert evidence(seen, None) == (
+    assert told(seen, None) == (
         "addresses tried: 192.0.2.0; 192.0.2.1; 192.0.2.2; 192.0.2.3; 192.0.2.4 and 2 more",
         "error: refused",
     )
-    assert not any("192.0.2" in line for line in evidence(tls13(addresses=many), ALICE))
+    assert not any("192.0.2" in line for line in told(tls13(addresses=many), ALICE))
 
 
 @pytest.mark.parametrize(
@@ -75,16 +85,16 @@ def test_addresses_are_told_while_the_connection_is_what_failed() -> None:
         (False, False, None, "the upstream did not ask for a client certificate"),
         (False, True, ALICE, "the upstream did not ask for a client certificate"),
         (True, False, None, "the upstream asked for a client certificate, we sent none"),
-        (True, True, ALICE, "the upstream asked for a client certificate, we have CN=alice for it"),
-        (True, True, None, "the upstream asked for a client certificate, we have one for it"),
+        (True, True, ALICE, f"the upstream asked for a client certificate, {WE_HAVE}"),
+        (True, True, None, "the upstream asked for a client certificate, we have one"),
     ],
 )
 def test_whether_a_certificate_was_asked_for_and_there(
-    requested: bool, sent: bool, certificate: str | None, line: str
+    requested: bool, sent: bool, certificate: OwnCertificate | None, line: str
 ) -> None:
     """The first thing to know about a refusal."""
     seen = tls13(certificate_requested=requested, certificate_sent=sent)
-    assert line in evidence(seen, certificate)
+    assert line in told(seen, certificate)
 
 
 @pytest.mark.parametrize(
@@ -116,45 +126,45 @@ def test_each_end_is_told_with_its_moment(
     seen = Observation(stage=stage, tls_version=version, ending=ending, timeout=1.5)
     if (stage, ending) == (Stage.HELLO_SENT, Ending.ABANDONED):
         when = "before any answer to our first message"
-    assert line.format(when) in evidence(seen, None)
+    assert line.format(when) in told(seen, None)
 
 
 def test_end_behind_the_first_message_of_an_answer_is_in_the_handshake() -> None:
     """OpenSSL tells of a ServerHello only when the next message comes; its record was seen all the same."""
     seen = Observation(stage=Stage.HELLO_SENT, ending=Ending.RESET, first_bytes=b"\x16\x03\x03")
-    assert evidence(seen, None) == ("the upstream reset the connection in the handshake, without an alert",)
+    assert told(seen, None) == ("the upstream reset the connection in the handshake, without an alert",)
     seen.ending = Ending.ABANDONED
-    assert evidence(seen, None) == ("we left in the handshake",)
+    assert told(seen, None) == ("we left in the handshake",)
 
 
 def test_openssl_and_the_system_are_quoted_apart() -> None:
     """An error of the network is none of OpenSSL's; beside the check of a certificate neither is told."""
-    assert "OpenSSL says: no shared cipher" in evidence(tls13(Ending.TLS, error="no shared cipher"), ALICE)
-    assert "error: no route to host" in evidence(tls13(Ending.FAILED, error="no route to host"), ALICE)
+    assert "OpenSSL says: no shared cipher" in told(tls13(Ending.TLS, error="no shared cipher"), ALICE)
+    assert "error: no route to host" in told(tls13(Ending.FAILED, error="no route to host"), ALICE)
     checked = tls13(Ending.TLS, error="certificate verify failed", verify_code=20, verify_text="no issuer")
-    lines = evidence(checked, ALICE)
+    lines = told(checked, ALICE)
     assert "check of the upstream's certificate: no issuer (code 20)" in lines
     assert not any("OpenSSL says" in line for line in lines)
 
 
 def test_our_own_alert_is_told_as_ours() -> None:
     """So that nobody looks for it in the upstream's rules."""
-    assert "we sent the alert unknown_ca (48)" in evidence(tls13(alert_sent=48), ALICE)
+    assert "we sent the alert unknown_ca (48)" in told(tls13(alert_sent=48), ALICE)
 
 
 def test_first_bytes_are_told_only_where_they_are_no_tls() -> None:
     """Escaped: they come from whoever listens there."""
     seen = Observation(stage=Stage.HELLO_SENT, first_bytes=b"HTTP/1.1\x1b[31m\r\n")
-    assert evidence(seen, None) == (r"the upstream's first bytes: 'HTTP/1.1\x1b[31m\r\n'",)
-    assert evidence(Observation(stage=Stage.HELLO_SENT, first_bytes=b"\x16\x03\x03\x00\x01"), None) == ()
+    assert told(seen, None) == (r"the upstream's first bytes: 'HTTP/1.1\x1b[31m\r\n'",)
+    assert told(Observation(stage=Stage.HELLO_SENT, first_bytes=b"\x16\x03\x03\x00\x01"), None) == ()
 
 
 def test_sent_request_is_no_evidence_once_the_upstream_has_accepted() -> None:
     """Then it was sent to whom it was meant for."""
     seen = tls13(Ending.EOF, request_sent=True)
-    assert "bytes of the request had been sent by then" in evidence(seen, ALICE)
+    assert "bytes of the request had been sent by then" in told(seen, ALICE)
     seen.stage = Stage.PROVEN
-    assert "bytes of the request had been sent by then" not in evidence(seen, ALICE)
+    assert "bytes of the request had been sent by then" not in told(seen, ALICE)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +183,7 @@ def test_names_of_the_other_side_are_made_printable_and_short(text: str, cleaned
 
 def test_names_in_the_lists_are_cleaned_too() -> None:
     """The CAs are whatever the upstream says they are."""
-    lines = evidence(tls13(acceptable_cas=("CN=\x1b[2J",)), ALICE)
+    lines = told(tls13(acceptable_cas=("CN=\x1b[2J",)), ALICE)
     assert "the CAs that the upstream accepts: CN=?[2J" in lines
 
 
@@ -181,11 +191,11 @@ def test_upstream_is_not_said_to_ask_for_nothing_before_it_could() -> None:
     """Under TLS 1.2 the request comes after the upstream's certificate, where we may have stopped."""
     words = "the upstream did not ask for a client certificate"
     stopped = Observation(stage=Stage.HELLO_RECEIVED, tls_version="TLSv1.2", verify_code=20)
-    assert words not in evidence(stopped, "CN=alice")
+    assert words not in told(stopped, ALICE)
     stopped.tls_version = "TLSv1.3"
-    assert words in evidence(stopped, "CN=alice")
+    assert words in told(stopped, ALICE)
     done = Observation(stage=Stage.FINISHED_SENT, tls_version="TLSv1.2", ending=Ending.EOF)
-    assert words in evidence(done, "CN=alice")
+    assert words in told(done, ALICE)
 
 
 def test_refusal_under_tls_1_2_comes_inside_the_handshake() -> None:
@@ -193,4 +203,4 @@ def test_refusal_under_tls_1_2_comes_inside_the_handshake() -> None:
     refused = Observation(
         stage=Stage.FINISHED_SENT, tls_version="TLSv1.2", certificate_requested=True, alert_received=48
     )
-    assert "alert unknown_ca (48) in the handshake, after our part of it" in evidence(refused, "CN=alice")
+    assert "alert unknown_ca (48) in the handshake, after our part of it" in told(refused, ALICE)

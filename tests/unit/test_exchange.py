@@ -85,6 +85,7 @@ class FakeConnection:
         self.log = log
         self.outcome = Outcome.OK
         self.seen = Observation()
+        self.note_acceptable_cas = lambda: None
         self.reusable = True
         self.answer = AnswerReader()
         self.sent = b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,12 +11,20 @@ from hypothesis import strategies as st
 from sidecert.explain_http import NONE_CAME, AnswerVerdict, explain_answer
 from sidecert.http_verdict import Signature
 from sidecert.outcome import Observation, Stage
+from sidecert.presented import OwnCertificate
+from support.own import NOW, own
 
 UPSTREAM = "api.example.com:8443"
+ALICE = own()
 
 
 def verdict(
-    signature: Signature, *, asked: bool = True, certificate: str | None = "CN=alice", server: str = "nginx"
+    signature: Signature,
+    *,
+    asked: bool = True,
+    certificate: OwnCertificate | None = ALICE,
+    server: str = "nginx",
+    **more: Any,
 ) -> AnswerVerdict:
     """Of an answer over a connection whose upstream `asked` for a certificate."""
     seen = Observation(
@@ -22,6 +32,7 @@ def verdict(
         tls_version="TLSv1.3",
         certificate_requested=asked,
         certificate_sent=certificate is not None,
+        **more,
     )
     return explain_answer(
         signature,
@@ -31,13 +42,16 @@ def verdict(
         upstream=UPSTREAM,
         credential="none" if certificate is None else "alice",
         certificate=certificate,
+        now=NOW,
     )
 
 
 @pytest.mark.parametrize("signature", Signature)
 @pytest.mark.parametrize("asked", [True, False])
-@pytest.mark.parametrize("certificate", ["CN=alice", None])
-def test_every_signature_has_its_words(signature: Signature, asked: bool, certificate: str | None) -> None:
+@pytest.mark.parametrize("certificate", [ALICE, None], ids=["alice", "none"])
+def test_every_signature_has_its_words(
+    signature: Signature, asked: bool, certificate: OwnCertificate | None
+) -> None:
     """Cause, evidence and remedy; a new signature without them fails here."""
     said = verdict(signature, asked=asked, certificate=certificate)
     assert said.signature is signature

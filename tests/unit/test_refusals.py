@@ -11,6 +11,7 @@ from sidecert import refusals
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import BadAnswer, Reason, Refusal
 from sidecert.outcome import Ending, Observation, Outcome, Stage
+from support.own import fact, own
 
 TIMEOUTS = TimeoutsConfig(response=7.0, stall=2.5)
 FAILED = [outcome for outcome in Outcome if outcome is not Outcome.OK]
@@ -33,7 +34,7 @@ NOT_SENT = {
 
 def upstream(credential: str | None = "alice") -> Any:
     """As much of an upstream as the words need."""
-    loaded = None if credential is None else SimpleNamespace(subject=f"CN={credential}")
+    loaded = None if credential is None else SimpleNamespace(own=own(fact(f"CN={credential}")))
     route = SimpleNamespace(credential=loaded, credential_id=credential or "none")
     return SimpleNamespace(label="api.test:8443", server_name="tls.test", route=route)
 

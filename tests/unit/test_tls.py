@@ -16,6 +16,7 @@ from sidecert.credentials import Credential, load, load_trust
 from sidecert.outcome import Observation, Stage
 from sidecert.tls import TlsFailure, TlsStream, make_context
 from support.certs import CLIENT_AUTH, Authority, Files, Leaf, Pki, expired, make_key
+from support.own import own
 
 BOTH = TlsConfig(min="1.2", max="1.3")
 
@@ -233,6 +234,7 @@ def made_of(leaf: Leaf, key: Any = None) -> Credential:
         not_before=0.0,
         not_after=0.0,
         subject="",
+        own=own(),
     )
 
 
