@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import textwrap
 from collections.abc import Coroutine
 from contextlib import nullcontext
@@ -180,6 +181,18 @@ def _count(handshakes: int) -> str:
     return "1 handshake was" if handshakes == 1 else f"{handshakes} handshakes were"
 
 
+async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; Ctrl-C cancels it at once.
+
+    asyncio.run's own handler does not wake a loop that is about to wait: it would be heard only when
+    something else happens.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+    return await work
+
+
 class _Screen:
     """Steps as they are found, and on a terminal what is being done; with --json only the latter."""
 
@@ -195,7 +208,10 @@ class _Screen:
     def watch[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, with the spinner turning. The cursor comes back whatever happens."""
         with self._status or nullcontext():
-            return asyncio.run(work)
+            try:
+                return asyncio.run(_interruptible(work))
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
 
     def doing(self, what: str) -> None:
         if self._status is not None:
