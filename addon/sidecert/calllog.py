@@ -10,7 +10,7 @@ from typing import Any
 
 from sidecert.config import host_port
 from sidecert.errors import Refusal
-from sidecert.explain_http import explain_answer
+from sidecert.explain_http import AnswerVerdict, explain_answer
 from sidecert.generation import Upstream
 from sidecert.http1 import SHOWN_HOST, SHOWN_PATH, RequestHead, asked
 from sidecert.http_verdict import Signature, StartOfAnswer
@@ -84,11 +84,11 @@ def rejected(
     upstream: Upstream,
     *,
     first: bool,
-) -> None:
+) -> AnswerVerdict:
     """An answer of the upstream that refuses the client certificate, and is passed on as it is.
 
-    Loud only where it is the `first` of its kind on the route since the config was loaded: a caller may go on
-    to call for hours.
+    Returns the words. Loud only where it is the `first` of its kind on the route since the config was loaded:
+    a caller may go on to call for hours.
     """
     credential = upstream.route.credential
     verdict = explain_answer(
@@ -115,6 +115,7 @@ def rejected(
             "remedy": verdict.remedy,
         },
     )
+    return verdict
 
 
 def cut(call: Call, upstream: Upstream | None, error: Exception | None) -> None:

@@ -190,9 +190,9 @@ def _refuse_private(upstream: Upstream, addresses: list[_Address]) -> None:
             raise Refusal.of(
                 Reason.PRIVATE_ADDRESS,
                 f"{upstream.host} was taken from the request through a wildcard, and it resolves to an "
-                "address that is loopback, link-local or private",
-                f"if that is meant, set `private: true` on route {upstream.route.id!r}, or write the host "
-                "into the config",
+                "address that is loopback, link-local or private.",
+                f"If that is meant, set `private: true` on route {upstream.route.id!r}, or write the host "
+                "into the config.",
             )
 
 

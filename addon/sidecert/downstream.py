@@ -402,8 +402,8 @@ class Downstream(asyncio.Protocol):
         self._refuse_unread(
             Refusal.of(
                 Reason.OVERLOADED,
-                f"all {limit} connections are in use",
-                "call less at once, or raise limits.connections",
+                f"All {limit} connections that `limits.connections` allows are in use.",
+                "Call less at once, or raise `limits.connections`.",
                 retry_after=1,
             )
         )
@@ -470,7 +470,11 @@ class Downstream(asyncio.Protocol):
             elif self._buffer and self._lingering < 0 and not self._write_paused:
                 limit = self._limits.header_timeout
                 self._refuse_unread(
-                    Refusal.of(Reason.BAD_REQUEST, f"the request's header did not come within {limit:g} s")
+                    Refusal.of(
+                        Reason.BAD_REQUEST,
+                        f"The request's header did not come whole within {limit:g} s.",
+                        "Send it at once, with an empty line at its end, or raise `limits.header_timeout`.",
+                    )
                 )
             else:
                 self._close()

@@ -97,9 +97,17 @@ class Refusal(SidecertError):
         self.retry_after = retry_after
 
     @classmethod
-    def of(cls, reason: Reason, detail: str, remedy: str = "", *, retry_after: int | None = None) -> Refusal:
+    def of(
+        cls,
+        reason: Reason,
+        detail: str,
+        remedy: str = "",
+        *,
+        evidence: tuple[str, ...] = (),
+        retry_after: int | None = None,
+    ) -> Refusal:
         """The refusal for `reason`, with its fixed status and title."""
-        return cls(reason.status, reason.word, reason.title, detail, remedy, retry_after=retry_after)
+        return cls(reason.status, reason.word, reason.title, detail, remedy, evidence, retry_after)
 
 
 class BadAnswer(SidecertError):

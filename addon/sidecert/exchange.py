@@ -49,6 +49,9 @@ _CALLER_LEFT = 499
 """Counted for a call whose caller left before an answer began, as nginx does."""
 
 
+_CUT = "Look into the upstream's log, and into ours for `cut`."
+
+
 class Caller(Protocol):
     """What an exchange needs of the downstream connection that it answers."""
 
@@ -172,9 +175,9 @@ class Exchange:
             self._to_upstream = None  # only now the upstream has the whole request
             self._caller.deadline.set(timeouts.response)
         elif self._asked_whole:
-            self.refuse(refusals.upstream_silent(timeouts))
+            self.refuse(refusals.upstream_silent(*self._upstream_seen(self._connection)))
         elif self._to_upstream is not None:
-            self.refuse(refusals.upstream_stuck(timeouts))
+            self.refuse(refusals.upstream_stuck(*self._upstream_seen(self._connection)))
         else:
             self.refuse(refusals.body_stalled(timeouts, sent=self.sent))
 
@@ -338,7 +341,8 @@ class Exchange:
             first = self._pool.count_rejection(signature)
             self._connection.note_acceptable_cas()
             seen, upstream = self._connection.seen, self._connection.upstream
-            calllog.rejected(signature, start, seen, self.name_request(), upstream, first=first)
+            told = calllog.rejected(signature, start, seen, self.name_request(), upstream, first=first)
+            self._pool.stats.failed(signature, told.cause, told.remedy)
 
     def _frame_answer(self, piece: bytes, done: bool) -> bytes:
         if self._answer_framing != CHUNKED:
@@ -379,7 +383,7 @@ class Exchange:
                 error = self._explain(connection.seen, connection.outcome)
             self._fail(error)
         elif isinstance(error, (BadAnswer, BodyError)):
-            self.refuse(refusals.bad_answer(error))
+            self.refuse(refusals.bad_answer(*self._upstream_seen(connection), error))
         elif error is not None:
             self.fault(error)
         elif connection.outcome is not Outcome.OK:
@@ -391,7 +395,7 @@ class Exchange:
             self._pool.stats.retries += 1
             self._open()
         else:
-            self.refuse(refusals.upstream_closed(sent=self.sent))
+            self.refuse(refusals.upstream_closed(*self._upstream_seen(connection), sent=self.sent))
 
     def _may_send_again(self, heard: bool) -> bool:
         """RFC 9110 section 9.2.2, and no more than that: a safe request, without a body, on a connection
@@ -418,6 +422,8 @@ class Exchange:
             self._fail(refusal)
             return
         self._plane.metrics.denied(refusal.outcome)
+        if self._pool is not None:
+            self._pool.stats.failed(refusal.outcome, refusal.detail, refusal.remedy)
         calllog.refused(refusal, self._call(), self.upstream)
         self._end(refusal.status)
         self._let_go()
@@ -427,6 +433,8 @@ class Exchange:
         """An answer that cannot be completed must not look complete."""
         if self._ended:
             return
+        if self._pool is not None:
+            self._pool.stats.failed("cut", f"An answer was cut short: {error or 'it stopped too long'}", _CUT)
         calllog.cut(self._call(), self.upstream, error)
         self._end(self._status, from_upstream=True)
         self._let_go()
@@ -474,6 +482,11 @@ class Exchange:
         """Who called whom, for the log."""
         caller = self._caller
         return calllog.call(self.head, self.name_request(), caller.listener.label, caller.addresses()[0])
+
+    def _upstream_seen(self, connection: UpstreamConnection | None) -> tuple[Upstream, Observation | None]:
+        """Whom the call went to, and what was seen of its connection."""
+        assert self.upstream is not None
+        return self.upstream, None if connection is None else connection.seen
 
     def _explain(self, seen: Observation, outcome: Outcome) -> Refusal:
         """The refusal for an attempt that failed."""

@@ -120,15 +120,15 @@ class Plane:
         if listener.route is not None:
             if listener.route not in self.pools:
                 raise Refusal.of(
-                    Reason.NO_ROUTE, f"route {listener.route!r}, which this listener led to, is gone"
+                    Reason.NO_ROUTE, f"Route {listener.route!r}, which this listener led to, is gone."
                 )
             hosts = listener.hosts if own_host is None else listener.hosts | {own_host}
             route, host = router.find_pinned(listener.route, head.host, hosts, head.path, head.method)
         elif head.host is None:
             raise Refusal.of(
                 Reason.BAD_REQUEST,
-                "an HTTP/1.0 request without Host does not say whom it is for",
-                "send a Host header, or call a listener that is pinned to a route",
+                "An HTTP/1.0 request without Host does not say whom it is for.",
+                "Send a Host header, or call a listener that is pinned to a route.",
             )
         else:
             port = head.port if head.port is not None else (443 if head.scheme == "https" else 80)

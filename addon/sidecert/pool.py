@@ -221,9 +221,9 @@ class Pool:
             if isinstance(exc, TimeoutError):
                 raise Refusal.of(
                     Reason.POOL_FULL,
-                    f"all {self._limits.max_connections} connections of route "
-                    f"{self.route.id!r} stayed in use for {limit:g} s",
-                    "call less at once, or raise upstream.pool.max_connections of the route",
+                    f"All {self._limits.max_connections} connections of route "
+                    f"{self.route.id!r} stayed in use for {limit:g} s.",
+                    "Call less at once, or raise `upstream.pool.max_connections` of the route.",
                     retry_after=1,
                 ) from exc
             raise

@@ -7,6 +7,7 @@ import time
 
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import Reason, Refusal
+from sidecert.evidence import evidence
 from sidecert.explain import explain
 from sidecert.generation import Upstream
 from sidecert.outcome import Observation, Outcome, is_certain
@@ -60,69 +61,96 @@ def body_stalled(timeouts: TimeoutsConfig, *, sent: bool) -> Refusal:
     """The caller stopped in the middle of the request's body."""
     return Refusal.of(
         Reason.BAD_REQUEST,
-        f"the request's body stopped for {timeouts.stall:g} s before its end; {_of_a_part(sent)}",
-        "send the body without such pauses, or raise upstream.timeouts.stall of the route",
+        f"The request's body stopped for {timeouts.stall:g} s before its end. {_of_a_part(sent)}.",
+        "Send the body without such pauses, or raise `upstream.timeouts.stall` of the route.",
     )
 
 
 def body_malformed(error: Exception, *, sent: bool) -> Refusal:
     """The request's chunks make no sense."""
-    return Refusal.of(Reason.BAD_REQUEST, f"the request's body is malformed: {error}; {_of_a_part(sent)}")
-
-
-def _of_a_part(sent: bool) -> str:
-    if not sent:
-        return _NOT_SENT.lower()
-    return f"its beginning had been sent: {_MAY_BE}"
-
-
-def upstream_silent(timeouts: TimeoutsConfig) -> Refusal:
-    """The whole request went out, and no answer came."""
-    return _timed_out(f"took the request and sent no answer within {timeouts.response:g} s")
-
-
-def upstream_stuck(timeouts: TimeoutsConfig) -> Refusal:
-    """The upstream does not read the rest of the request's body."""
-    return _timed_out(f"stopped reading the request for {timeouts.stall:g} s")
-
-
-def _timed_out(what: str) -> Refusal:
+    words = str(error).rstrip(".")
     return Refusal.of(
-        Reason.RESPONSE_TIMEOUT,
-        f"the upstream {what}; it may have processed it",
-        "find out why the upstream is slow, or raise upstream.timeouts of the route",
+        Reason.BAD_REQUEST,
+        f"The request's body is malformed: {words}. {_of_a_part(sent)}.",
+        "Correct the tool that sends it, or let it send the body with a Content-Length.",
     )
 
 
-def upstream_closed(*, sent: bool) -> Refusal:
+def _of_a_part(sent: bool) -> str:
+    return f"Its beginning had been sent: {_MAY_BE}" if sent else _NOT_SENT
+
+
+def upstream_silent(upstream: Upstream, seen: Observation | None) -> Refusal:
+    """The whole request went out, and no answer came; `seen` is its connection."""
+    limit = upstream.route.config.upstream.timeouts.response
+    return _timed_out(
+        f"{upstream.label} took the request and sent no answer within {limit:g} s; {_MAY_BE}.",
+        "`upstream.timeouts.response`",
+        _seen(upstream, seen, "the whole request was sent", f"no byte of an answer came for {limit:g} s"),
+    )
+
+
+def upstream_stuck(upstream: Upstream, seen: Observation | None) -> Refusal:
+    """The upstream does not read the rest of the request's body."""
+    limit = upstream.route.config.upstream.timeouts.stall
+    return _timed_out(
+        f"{upstream.label} stopped reading the request for {limit:g} s; {_MAY_BE}.",
+        "`upstream.timeouts.stall`",
+        _seen(
+            upstream, seen, "part of the request was sent", f"nothing more of it was taken for {limit:g} s"
+        ),
+    )
+
+
+def _timed_out(detail: str, setting: str, evidence: tuple[str, ...]) -> Refusal:
+    remedy = f"Find out why the upstream is slow, or raise {setting} of the route."
+    return Refusal.of(Reason.RESPONSE_TIMEOUT, detail, remedy, evidence=evidence)
+
+
+def upstream_closed(upstream: Upstream, seen: Observation | None, *, sent: bool) -> Refusal:
     """The connection ended between the request and its answer, or just before the request."""
     if not sent:
         return Refusal.of(
             Reason.UPSTREAM_CLOSED,
-            f"the upstream closed the connection as soon as it stood; {_NOT_SENT.lower()}",
-            "look into the upstream's log; the request can safely be sent again",
+            f"{upstream.label} closed the connection as soon as it stood. {_NOT_SENT}.",
+            "Look into the upstream's log. The request can safely be sent again.",
+            evidence=_seen(upstream, seen, "it ended before the request could be sent"),
         )
     return Refusal.of(
         Reason.UPSTREAM_CLOSED,
-        "the upstream closed the connection after the request was sent and before any answer; it may have "
-        "processed the request",
-        "look into the upstream's log; send the request again only if it may be done twice",
+        f"{upstream.label} closed the connection after the request was sent and before an answer; {_MAY_BE}.",
+        "Look into the upstream's log. Send the request again only if it may be done twice.",
+        evidence=_seen(
+            upstream, seen, "the request was sent", "the connection ended before a byte of an answer"
+        ),
     )
 
 
-def bad_answer(error: Exception) -> Refusal:
+def bad_answer(upstream: Upstream, seen: Observation | None, error: Exception) -> Refusal:
     """The answer is malformed or ambiguous."""
+    words = str(error).rstrip(".")
     return Refusal.of(
         Reason.UPSTREAM_BAD_ANSWER,
-        f"the upstream's answer cannot be passed on: {error}",
-        "tell who runs the upstream; the request may have been processed",
+        f"The answer of {upstream.label} cannot be passed on: {words}.",
+        f"Tell those who run {upstream.host}; {_MAY_BE}.",
+        evidence=_seen(upstream, seen, "the request was sent"),
     )
 
 
 def internal(*, sent: bool) -> Refusal:
     """Our own fault."""
+    processed = f"Bytes of the request had been sent: {_MAY_BE}" if sent else _NOT_SENT
     return Refusal.of(
         Reason.INTERNAL,
-        f"an error of sidecert's own; the log has the details; {_MAY_BE if sent else _NOT_SENT.lower()}",
-        "report it, with the log",
+        f"An error of sidecert's own; the log has the details. {processed}.",
+        "Report it, with the lines of the log that have the same `request_id`.",
     )
+
+
+def _seen(upstream: Upstream, seen: Observation | None, *then: str) -> tuple[str, ...]:
+    """What was seen of the handshake, where the connection is known, and what came then."""
+    credential = upstream.route.credential
+    before = (
+        () if seen is None else evidence(seen, None if credential is None else credential.own, time.time())
+    )
+    return (*before, *then)

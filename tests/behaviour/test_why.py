@@ -223,7 +223,7 @@ def test_many_routes_are_cut_for_people_only(config: Path) -> None:
 
 
 def test_https_is_answered_with_what_to_call_instead(config: Path) -> None:
-    """A tool that is given it asks sidecert for a tunnel, or speaks TLS with it; the route is shown all the same."""
+    """A tool that is given it asks for a tunnel, or speaks TLS with sidecert; the route is shown as well."""
     told = report(config, "https://orders.example.com/rest/1?a")
     assert told["route"] == "orders"
     assert "CONNECT orders.example.com:443" in told["instead"]

@@ -277,7 +277,7 @@ def test_answer_says_that_nothing_was_sent_where_no_connection_took_it(play: Pla
 
     (refusal,) = play(POST, acts).caller.refused
     assert refusal.outcome == "upstream_closed"
-    assert "no byte of the request was sent" in refusal.detail
+    assert "No byte of the request was sent" in refusal.detail
 
 
 def test_answer_says_that_the_first_attempt_may_have_been_processed(play: Play) -> None:
@@ -308,7 +308,7 @@ def test_answer_to_an_error_of_our_own_says_whether_the_request_was_sent(sent: b
         scene.exchange.fault(ValueError("ours"))
 
     (refusal,) = play(POST, acts).caller.refused
-    assert ("may have been processed" in refusal.detail, "no byte of" in refusal.detail) == (sent, not sent)
+    assert ("may have been processed" in refusal.detail, "No byte of" in refusal.detail) == (sent, not sent)
 
 
 def test_refusal_of_the_certificate_is_no_reason_to_open_again(play: Play) -> None:

@@ -15,28 +15,35 @@ from support.own import fact, own
 
 TIMEOUTS = TimeoutsConfig(response=7.0, stall=2.5)
 FAILED = [outcome for outcome in Outcome if outcome is not Outcome.OK]
-MAY_HAVE_BEEN_PROCESSED = {
-    "silent": refusals.upstream_silent(TIMEOUTS),
-    "stuck": refusals.upstream_stuck(TIMEOUTS),
-    "closed": refusals.upstream_closed(sent=True),
-    "malformed": refusals.bad_answer(BadAnswer("it has two lengths")),
-    "body stalled": refusals.body_stalled(TIMEOUTS, sent=True),
-    "body malformed": refusals.body_malformed(ValueError("a chunk has no length"), sent=True),
-    "internal": refusals.internal(sent=True),
-}
-NOT_SENT = {
-    "closed": refusals.upstream_closed(sent=False),
-    "body stalled": refusals.body_stalled(TIMEOUTS, sent=False),
-    "body malformed": refusals.body_malformed(ValueError("a chunk has no length"), sent=False),
-    "internal": refusals.internal(sent=False),
-}
 
 
 def upstream(credential: str | None = "alice") -> Any:
     """As much of an upstream as the words need."""
     loaded = None if credential is None else SimpleNamespace(own=own(fact(f"CN={credential}")))
-    route = SimpleNamespace(credential=loaded, credential_id=credential or "none")
-    return SimpleNamespace(label="api.test:8443", server_name="tls.test", route=route)
+    config = SimpleNamespace(upstream=SimpleNamespace(timeouts=TIMEOUTS))
+    route = SimpleNamespace(credential=loaded, credential_id=credential or "none", config=config)
+    return SimpleNamespace(label="api.test:8443", host="api.test", server_name="tls.test", route=route)
+
+
+UPSTREAM = upstream()
+SEEN = Observation(
+    stage=Stage.PROVEN, tls_version="TLSv1.3", certificate_requested=True, certificate_sent=True
+)
+MAY_HAVE_BEEN_PROCESSED = {
+    "silent": refusals.upstream_silent(UPSTREAM, SEEN),
+    "stuck": refusals.upstream_stuck(UPSTREAM, SEEN),
+    "closed": refusals.upstream_closed(UPSTREAM, SEEN, sent=True),
+    "malformed": refusals.bad_answer(UPSTREAM, SEEN, BadAnswer("it has two lengths")),
+    "body stalled": refusals.body_stalled(TIMEOUTS, sent=True),
+    "body malformed": refusals.body_malformed(ValueError("a chunk has no length"), sent=True),
+    "internal": refusals.internal(sent=True),
+}
+NOT_SENT = {
+    "closed": refusals.upstream_closed(UPSTREAM, SEEN, sent=False),
+    "body stalled": refusals.body_stalled(TIMEOUTS, sent=False),
+    "body malformed": refusals.body_malformed(ValueError("a chunk has no length"), sent=False),
+    "internal": refusals.internal(sent=False),
+}
 
 
 def words(refusal: Refusal) -> str:
@@ -131,7 +138,7 @@ def test_end_after_the_request_was_sent_says_that_it_may_have_been_processed(nam
 @pytest.mark.parametrize("name", NOT_SENT)
 def test_end_before_the_request_was_sent_says_so(name: str) -> None:
     """Such a call can be repeated without a thought."""
-    assert "no byte of the request was sent" in NOT_SENT[name].detail
+    assert "No byte of the request was sent" in NOT_SENT[name].detail
     assert "processed" not in words(NOT_SENT[name])
 
 
@@ -165,3 +172,23 @@ def test_cause_is_passed_on_in_its_own_words() -> None:
     """What the parser found, on either side."""
     assert "it has two lengths" in MAY_HAVE_BEEN_PROCESSED["malformed"].detail
     assert "a chunk has no length" in MAY_HAVE_BEEN_PROCESSED["body malformed"].detail
+
+
+@pytest.mark.parametrize("refusal", [*MAY_HAVE_BEEN_PROCESSED.values(), *NOT_SENT.values()])
+def test_words_are_sentences(refusal: Refusal) -> None:
+    """They are read beside those of the outcomes."""
+    for text in (refusal.detail, refusal.remedy):
+        assert text.endswith(".")
+        assert not text.endswith("..")
+        assert text[0].isupper() or text.startswith("api.test:8443 ")
+
+
+def test_a_late_answer_names_the_upstream_the_setting_and_what_was_seen() -> None:
+    """The full key, so that it can be searched for in the config's reference."""
+    refusal = refusals.upstream_silent(UPSTREAM, SEEN)
+    assert "api.test:8443" in refusal.detail
+    assert "`upstream.timeouts.response`" in refusal.remedy
+    assert "TLSv1.3 was agreed on" in refusal.evidence
+    assert refusal.evidence[-1] == "no byte of an answer came for 7 s"
+    assert "`upstream.timeouts.stall`" in refusals.upstream_stuck(UPSTREAM, None).remedy
+    assert refusals.upstream_stuck(UPSTREAM, None).evidence

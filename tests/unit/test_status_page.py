@@ -99,14 +99,48 @@ def test_page_shows_routes_with_their_numbers() -> None:
         assert words in text
 
 
-def test_answers_that_refuse_the_certificate_stand_beside_the_handshakes() -> None:
-    """nginx lets the handshake pass: without this the route would look well."""
+def test_answers_that_refuse_the_certificate_have_a_place_of_their_own() -> None:
+    """nginx lets the handshake pass: they are no handshakes, and without them the route would look well."""
     metrics = Metrics(CollectorRegistry())
     stats = metrics.route("orders")
     stats.handshake("alice", Outcome.OK, 0.1)
+    stats.request(400, True, 0.1)
     stats.http_cert_rejection(Signature.NGINX_400)
     text = " ".join(page(metrics, (ORDERS,), {"alice": NOW + DAY}).text.split())
-    assert "ok 1 nginx_400 1" in text
+    assert "Handshakes Calls Refused in answers Connections" in text
+    assert "ok 1 1 nginx_400 1" in text
+
+
+def test_calls_that_failed_after_a_good_handshake_are_seen() -> None:
+    """By who answered them, with the last failure in words."""
+    metrics = Metrics(CollectorRegistry())
+    stats = metrics.route("orders")
+    stats.handshake("alice", Outcome.OK, 0.1)
+    stats.request(504, False, 60.0)
+    stats.request(504, False, 60.0)
+    stats.request(500, True, 0.1)
+    stats.failed("upstream_closed", "It closed.", "Ask.")
+    stats.failed("response_timeout", "It was <slow>" + "w" * 5000, "Wait.")
+    text = " ".join(page(metrics, (ORDERS,), {"alice": NOW + DAY}).text.split())
+    assert "3 5xx by sidecert 2 5xx by upstream 1" in text
+    assert "UTC: response_timeout It was <slow>w" in text
+    assert "What to do: Wait." in text
+    assert "upstream_closed" not in text
+    assert len(text) < 2000
+    assert "last failure" not in page(routes=(ORDERS,)).text
+
+
+@pytest.mark.parametrize(("credential", "told"), [("alice", True), ("none", False)])
+def test_upstream_that_asks_for_no_certificate_is_marked(credential: str, told: bool) -> None:
+    """Where there is one to show: the route is likely to lead to the wrong port."""
+    for requested in (True, False):
+        metrics = Metrics(CollectorRegistry())
+        stats = metrics.route("orders")
+        stats.handshake(credential, Outcome.OK, 0.1)
+        stats.cert_requested(requested)
+        text = page(metrics, (RouteRow("orders", "m", "u", credential),), {"alice": NOW + DAY}).text
+        assert "ok" in text
+        assert ("did not ask for a certificate" in text) is (told and not requested)
 
 
 def test_route_that_was_never_called_says_so() -> None:

@@ -17,6 +17,7 @@ MAX_ROWS = 200
 """Routes and credentials that the page shows; the metrics have them all."""
 
 _SOON_DAYS = 30
+_NOT_ASKED = "did not ask for a certificate"
 _DAY = 86400
 
 
@@ -79,7 +80,10 @@ def _routes(routes: Sequence[RouteRow], metrics: Metrics) -> str:
     return _table(
         "Routes",
         len(routes),
-        ("Route", "Matches", "Upstream", "Credential", "Handshakes", "Calls", "Connections"),
+        (
+            *("Route", "Matches", "Upstream", "Credential"),
+            *("Handshakes", "Calls", "Refused in answers", "Connections"),
+        ),
         rows,
     )
 
@@ -90,25 +94,42 @@ def _route(route: RouteRow, stats: RouteStats) -> str:
         upstream += ' <b class="bad">not verified</b>'
     answered = sum(stats.codes)
     calls = f"{answered}" + (f" <small>+{stats.in_progress} now</small>" if stats.in_progress else "")
+    by_sidecert, by_upstream = stats.codes[3], stats.codes[7]
+    calls += _chip("bad", "5xx by sidecert", by_sidecert) + _chip("warn", "5xx by upstream", by_upstream)
+    outcomes = _outcomes(stats, certificate=route.credential != "none")
+    refused = "".join(_chip("bad", each, stats.http_rejections.get(each, 0)) for each in Signature)
     connections = f"{stats.active} <small>active</small> {stats.idle} <small>idle</small>"
     return (
         f"<tr><th>{escape(route.id)}</th><td>{escape(route.match)}</td><td>{upstream}</td>"
-        f"<td>{escape(route.credential)}</td><td>{_outcomes(stats)}</td>"
-        f"<td>{calls}</td><td>{connections}</td></tr>"
+        f"<td>{escape(route.credential)}</td><td>{outcomes}</td>"
+        f"<td>{calls}</td><td>{refused or '<small>none</small>'}</td><td>{connections}</td></tr>"
+        f"{_failure(stats)}"
     )
 
 
-def _outcomes(stats: RouteStats) -> str:
-    """Refusals in answers too, which follow upon a handshake that is `ok`."""
-    outcomes, rejections = stats.outcomes(), stats.http_rejections
+def _outcomes(stats: RouteStats, *, certificate: bool) -> str:
+    """What came of the handshakes; with a `certificate` to show, also how often none was asked for."""
+    outcomes = stats.outcomes()
     if not outcomes:
         return "<small>none yet</small>"
-    counts: list[tuple[Outcome | Signature, int]] = [(each, outcomes.get(each, 0)) for each in Outcome]
-    counts += [(each, rejections.get(each, 0)) for each in Signature]
-    return " ".join(
-        f'<span class="chip {"good" if each is Outcome.OK else "bad"}">{each} <b>{count}</b></span>'
-        for each, count in counts
-        if count
+    chips = "".join(
+        _chip("good" if each is Outcome.OK else "bad", each, outcomes.get(each, 0)) for each in Outcome
+    )
+    return chips + (_chip("warn", _NOT_ASKED, stats.cert_requests[False]) if certificate else "")
+
+
+def _chip(kind: str, words: str, count: int) -> str:
+    return f' <span class="chip {kind}">{words} <b>{count}</b></span>' if count else ""
+
+
+def _failure(stats: RouteStats) -> str:
+    """A row below the route's own: how its last failed call failed, and what to do."""
+    last = stats.last_failure
+    if last is None:
+        return ""
+    return (
+        f'<tr class="last"><td colspan="8">last failure, {moment(last.at)}: <b class="bad">'
+        f"{escape(last.outcome)}</b> {escape(last.cause)} <b>What to do:</b> {escape(last.remedy)}</td></tr>"
     )
 
 
@@ -187,6 +208,8 @@ table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem 1rem;text-align:left;vertical-align:top}
 tbody th{font-weight:600}
 tbody tr{border-top:1px solid var(--line)}
+tbody tr.last{border:0;font-size:.85rem}
+.last td{padding-top:0;overflow-wrap:anywhere}
 code{font-size:.75rem;overflow-wrap:anywhere}
 .good{color:var(--good)}.warn{color:var(--warn)}.bad{color:var(--bad)}
 .chip{display:inline-block;padding:0 .5rem;

@@ -44,8 +44,8 @@ def not_served(why: str) -> Refusal:
     """The refusal for what an addon made of a message and cannot be sent."""
     return Refusal.of(
         Reason.INTERNAL,
-        f"what an addon of mitmproxy made of this call cannot be sent: {why}",
-        "correct the addon, or run without it",
+        f"What an addon of mitmproxy made of this call cannot be sent: {why}.",
+        "Correct the addon, or run without it.",
     )
 
 

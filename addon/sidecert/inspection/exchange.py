@@ -218,8 +218,13 @@ class InspectedExchange(Exchange):
             return  # people think as long as they like; opening a connection has limits of its own
         if self._answer_head is not None and not self._answer_begun:
             limit = self._route_timeouts().stall
-            detail = f"the answer stopped for {limit:g} s before its end"
-            self.refuse(Refusal.of(Reason.RESPONSE_TIMEOUT, detail))
+            self.refuse(
+                Refusal.of(
+                    Reason.RESPONSE_TIMEOUT,
+                    f"The upstream's answer stopped for {limit:g} s before its end.",
+                    "Find out why the upstream is slow, or raise `upstream.timeouts.stall` of the route.",
+                )
+            )
         else:
             super().timed_out()
 

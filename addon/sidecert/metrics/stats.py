@@ -5,7 +5,9 @@ Bound once, so that recording needs no look-up, no lock and no label: the whole 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
+from typing import NamedTuple
 
 from sidecert.http_verdict import Signature
 from sidecert.outcome import Outcome
@@ -34,6 +36,18 @@ class Histogram:
         self.sum += seconds
 
 
+class Failure(NamedTuple):
+    """A call of a route that came to nothing, in words, cut to be kept; `at` is in epoch seconds."""
+
+    at: float
+    outcome: str
+    cause: str
+    remedy: str
+
+
+_KEPT = 400  # characters of a cause or a remedy
+
+
 class RouteStats:
     """The numbers of one route. They go on as long as the route's id is configured.
 
@@ -51,6 +65,7 @@ class RouteStats:
         "http_rejections",
         "idle",
         "in_progress",
+        "last_failure",
         "retries",
         "reuses",
     )
@@ -72,6 +87,9 @@ class RouteStats:
         self.http_rejections: dict[Signature, int] = {}
         """The signatures that have come."""
 
+        self.last_failure: Failure | None = None
+        """For the status page."""
+
     @property
     def active(self) -> int:
         """Open connections that carry a call, or are being opened for one."""
@@ -91,6 +109,10 @@ class RouteStats:
         counts = self.handshakes.setdefault(credential, {})
         counts[outcome] = counts.get(outcome, 0) + 1
         self.handshake_durations.observe(seconds)
+
+    def failed(self, outcome: str, cause: str, remedy: str) -> None:
+        """Keep the words of a call that failed, in the place of those before."""
+        self.last_failure = Failure(time.time(), outcome, cause[:_KEPT], remedy[:_KEPT])
 
     def cert_requested(self, requested: bool) -> None:
         """Count a handshake by whether the upstream asked for a certificate."""
