@@ -12,14 +12,15 @@ from sidecert.http1 import (
     ChunkedBody,
     body_reader,
     encode_chunk,
+    framing,
     last_chunk,
 )
 from support.malformed import BAD_CHUNKS
 
 
-def read(framing: int, wire: bytes, size: int | None = None) -> tuple[bytes, bytes, bool]:
+def read(kind: int, wire: bytes, size: int | None = None) -> tuple[bytes, bytes, bool]:
     """(body, rest, done) of `wire` fed in pieces of `size` bytes, or whole."""
-    reader = body_reader(framing)
+    reader = body_reader(kind)
     body = rest = b""
     step = size or max(len(wire), 1)
     for at in range(0, len(wire), step):
@@ -117,6 +118,32 @@ def test_chunk_extensions_are_capped_over_the_whole_body(size: int | None) -> No
     for wire in (line * 16 + b"0;a\r\n\r\n", b"1;" + b"e" * 16384 + b"\r\nx\r\n", b"1;" + b"e" * 16384):
         with pytest.raises(BodyError, match="extensions"):
             read(CHUNKED, wire, size)
+
+
+def test_extension_that_comes_byte_by_byte_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte once cost a look at all of the extension before it."""
+    looked_at = 0
+
+    class Counting:
+        def fullmatch(self, start: bytes, at: int = 0) -> object:
+            nonlocal looked_at
+            looked_at += len(start) - at
+            return True
+
+    for pattern in ("_SIZE_START", "_EXTENSION_PART"):
+        monkeypatch.setattr(framing, pattern, Counting())
+    wire = b"1;a=" + b"e" * 5000
+    body = ChunkedBody()
+    for at in range(len(wire)):
+        body.feed(wire[at : at + 1])
+    assert len(wire) <= looked_at < 3 * len(wire)
+
+
+@pytest.mark.parametrize("wire", [b"1;" + b"e" * 50 + b"\0", b"1;a\rb", b"1;e\n", b"1;\xff", b"1;a\r\r\n"])
+def test_bad_extension_is_an_error_when_it_comes_byte_by_byte(wire: bytes) -> None:
+    """At the very byte that is wrong, or at the line's end."""
+    with pytest.raises(BodyError, match="chunk-size line"):
+        read(CHUNKED, wire + b"a", 1)
 
 
 @pytest.mark.parametrize("size", [1, 1000, None])

@@ -30,6 +30,7 @@ _SIZE_LINE: Final = re.compile(
 )
 # The start of a size line: tells junk at once, instead of waiting for a line end that may never come.
 _SIZE_START: Final = re.compile(rb"[0-9A-Fa-f]+(?:;[\t -~]*)?\r?")
+_EXTENSION_PART: Final = re.compile(rb"[\t -~]*\r?")
 _TRAILER: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t -~\x80-\xff]*)")
 
 _BAD_SIZE: Final = (
@@ -163,7 +164,9 @@ class ChunkedBody:
             return data, b""
         if self.done:
             return b"", data
+        looked_at = 0  # a line that comes byte by byte is not looked at from its beginning for each of them
         if self._tail:
+            looked_at = len(self._tail) - 1  # it may end in CR
             data = self._tail + data
             self._tail = b""
         pieces: list[bytes] = []
@@ -187,9 +190,9 @@ class ChunkedBody:
                     break
                 at += 2
                 self._line_end_due = False
-            end = data.find(b"\r\n", at)
+            end = data.find(b"\r\n", max(at, looked_at))
             if end < 0:
-                self._keep_size_start(data[at:])
+                self._keep_size_start(data[at:], looked_at)
                 break
             self._left = self._size(data[at:end])
             self.chunks += 1
@@ -197,37 +200,43 @@ class ChunkedBody:
             self._in_trailers = not self._left
             self._line_end_due = not self._in_trailers
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return body, (self._read_trailers(data, at) if self._in_trailers else b"")
+        return body, (self._read_trailers(data, at, looked_at) if self._in_trailers else b"")
 
     def _size(self, line: bytes) -> int:
         match = _SIZE_LINE.fullmatch(line)
         if match is None:
             raise BodyError(*_BAD_SIZE)
         digits, extension = match.groups()
-        self._check_size(digits, len(extension))
+        self._check_size(len(digits), len(extension))
         self._extensions += len(extension)
         return int(digits, 16)
 
-    def _keep_size_start(self, start: bytes) -> None:
+    def _keep_size_start(self, start: bytes, looked_at: int) -> None:
         if not start:
             return
-        if _SIZE_START.fullmatch(start) is None:
+        semicolon = start.find(b";", 0, SIZE_DIGITS + 1)
+        if 0 <= semicolon < looked_at:
+            well = _EXTENSION_PART.fullmatch(start, looked_at)
+        else:
+            well = _SIZE_START.fullmatch(start)
+        if well is None:
             raise BodyError(*_BAD_SIZE)
-        digits, semicolon, extension = start.removesuffix(b"\r").partition(b";")
-        self._check_size(digits, len(semicolon) + len(extension))
+        length = len(start) - start.endswith(b"\r")
+        digits = semicolon if semicolon >= 0 else length
+        self._check_size(digits, length - digits)
         self._tail = start
 
-    def _check_size(self, digits: bytes, extension: int) -> None:
-        if len(digits) > SIZE_DIGITS:
+    def _check_size(self, digits: int, extension: int) -> None:
+        if digits > SIZE_DIGITS:
             raise BodyError(
                 "A chunk size has too many digits.", f"Send {SIZE_DIGITS} hexadecimal digits at most."
             )
         if self._extensions + extension > EXTENSION_BYTES:
             raise BodyError("The chunk extensions are too large.", f"Send {EXTENSION_BYTES} bytes at most.")
 
-    def _read_trailers(self, data: bytes, at: int) -> bytes:
+    def _read_trailers(self, data: bytes, at: int, looked_at: int) -> bytes:
         """Reads trailer lines from `data[at:]`; what follows the empty line is returned."""
-        while (end := data.find(b"\r\n", at)) != at:
+        while (end := data.find(b"\r\n", max(at, looked_at))) != at:
             if end < 0:
                 self._tail = data[at:]
                 if self._tail != b"\r":
