@@ -6,7 +6,9 @@ the log; a test fails where it is stale. The last part of an answer's `type` is 
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -127,6 +129,8 @@ _HEAD = """\
 
 Search this page for the words that you see: those of sidecert, or those of the tool that you come from.
 
+{contents}
+
 An answer that sidecert made itself has the header `Sidecert-Outcome`; its value is a heading below, and so is
 the last part of the answer's `type`. The answer has the cause (`detail`), what was seen on the wire
 (`evidence`) and what to do (`remedy`) of its own case, and the log has the same under its `request_id`.
@@ -134,10 +138,14 @@ the last part of the answer's `type`. The answer has the cause (`detail`), what 
 The examples here are those of the credential `alice` and the upstream `{upstream}`. In
 their commands CRT, KEY and TRUSTSTORE stand for files of yours.
 
+## Words that say nothing yet
+
 These words stand for nearly any failed handshake. `sidecert doctor HOST:PORT` or a call through sidecert
 tells which:
 
 {general}
+
+## Words of your own files
 
 These speak of your own certificate, key or passphrase, before anything is sent. sidecert looks at its files
 when it starts or is reloaded: `sidecert check` says what is wrong with each.
@@ -169,21 +177,41 @@ _REFUSALS = """\
 def page() -> Iterator[str]:
     """The page, piece by piece."""
     yield _HEAD.format(
-        upstream=_UPSTREAM, general="\n".join(_list(IN_GENERAL)), files="\n".join(_list(OWN_FILES))
+        contents="\n".join(_contents()),
+        upstream=_UPSTREAM,
+        general="\n".join(_list(IN_GENERAL)),
+        files="\n".join(_list(OWN_FILES)),
     )
+    said: _Said = {}
     yield _HANDSHAKES
     for outcome in Outcome:
         if outcome is not Outcome.OK:
-            yield _outcome(outcome)
+            yield _outcome(outcome, said)
     yield _ANSWERS
     for signature in Signature:
-        yield _signature(signature)
+        yield _signature(signature, said)
     yield _REFUSALS
     for reason in Reason:
-        yield _reason(reason)
+        yield _reason(reason, said)
 
 
-def _outcome(outcome: Outcome) -> str:
+def _contents() -> Iterator[str]:
+    """Links to all headings."""
+    yield _wrapped("- [Words that say nothing yet](#words-that-say-nothing-yet)")
+    yield _wrapped("- [Words of your own files](#words-of-your-own-files)")
+    groups: tuple[tuple[str, Iterable[str]], ...] = (
+        (_HANDSHAKES, (outcome for outcome in Outcome if outcome is not Outcome.OK)),
+        (_ANSWERS, Signature),
+        (_REFUSALS, (reason.word for reason in Reason)),
+    )
+    for text, names in groups:
+        title = text.strip().partition("\n")[0].removeprefix("## ")
+        anchor = re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-")
+        links = ", ".join(f"[{name}](#{name})" for name in names)
+        yield _wrapped(f"- [{title}](#{anchor}): {links}", "  ")
+
+
+def _outcome(outcome: Outcome, said: _Said) -> str:
     own = (_PAST, CERTIFICATE) if outcome is Outcome.CLIENT_CERT_EXPIRED else (CERTIFICATE,)
     cases = []
     for seen, certificate in product(SAMPLES[outcome], own):
@@ -197,10 +225,10 @@ def _outcome(outcome: Outcome) -> str:
             now=_NOW,
         )
         cases.append((verdict.title, verdict.cause, verdict.evidence, verdict.remedy))
-    return _entry(outcome, f"answered with {status_of(outcome)}", cases)
+    return _entry(outcome, f"answered with {status_of(outcome)}", cases, said)
 
 
-def _signature(signature: Signature) -> str:
+def _signature(signature: Signature, said: _Said) -> str:
     asked = replace(_REFUSED, stage=Stage.PROVEN, ending=Ending.NONE)
 
     def case(seen: Observation, certificate: OwnCertificate | None = CERTIFICATE) -> _Case:
@@ -220,18 +248,24 @@ def _signature(signature: Signature) -> str:
     cases.append(case(replace(asked, certificate_requested=False)))
     if signature in NONE_CAME:
         cases.append(case(replace(asked, certificate_sent=False), None))
-    return _entry(signature, "passed on", cases)
+    return _entry(signature, "passed on", cases, said)
 
 
-def _reason(reason: Reason) -> str:
+def _reason(reason: Reason, said: _Said) -> str:
     cause, remedy = REASONS[reason]
-    return _entry(reason.word, f"answered with {reason.status}", [(reason.title, cause, (), remedy)])
+    return _entry(reason.word, f"answered with {reason.status}", [(reason.title, cause, (), remedy)], said)
 
 
 _Case = tuple[str, str, Sequence[str], str]  # title, cause, evidence, remedy
 
 
-def _entry(name: str, status: str, cases: Sequence[_Case]) -> str:
+_Said = dict[str, str]
+"""Where on the page a longer paragraph stands already: the section by the text."""
+_LONG = 150  # characters from which on a paragraph is not repeated in another section
+_WIDTH = 110
+
+
+def _entry(name: str, status: str, cases: Sequence[_Case], elsewhere: _Said) -> str:
     """A section. Of the kinds after the first, only what is not said yet."""
     lines = [f"### {name}", ""]
     said: set[str] = set()
@@ -242,28 +276,48 @@ def _entry(name: str, status: str, cases: Sequence[_Case]) -> str:
         said.add(text)
         return True
 
+    def paragraph(text: str, before: str, instead: str) -> list[str]:
+        place = elsewhere.setdefault(text, name)
+        if place == name or len(text) < _LONG:
+            return [_wrapped(f"{before}{_plain(text)}"), ""]
+        words = f"{before}{instead} [{place}](#{place})."
+        return [words, ""] if new(words) else []
+
     for number, (title, cause, evidence, remedy) in enumerate(cases):
         if new(title):
             lines += [f"**{_plain(title)} ({status}).**" if number == 0 else f"**{_plain(title)}.**", ""]
         if new(cause):
-            lines += [_plain(cause), ""]
-        seen = [f"- {_plain(line)}" for line in evidence if new(line)]
+            lines += paragraph(cause, "", "The cause is as under")
+        seen = [_wrapped(f"- {_plain(line)}", "  ") for line in evidence if new(line)]
         lines += [*seen, ""] if seen else []
         if new(remedy):
-            lines += [f"What to do: {_plain(remedy)}", ""]
+            lines += paragraph(remedy, "What to do: ", "as under")
     if name in KNOWN_AS:
         lines += ["In the words of other tools:", "", *_list(KNOWN_AS[name]), ""]
     return "\n".join(lines) + "\n"
 
 
 def _list(sayings: Iterable[Saying]) -> Iterator[str]:
+    """Each of a tool's sayings on a line of its own, in one piece, so that a search finds it."""
     by_tool: dict[str, list[str]] = {}
     for said in sayings:
         words = by_tool.setdefault(said.tool, [])
         if said.words not in words:
             words.append(said.words)
     for tool, words in by_tool.items():
-        yield f"- {tool}: {', '.join(map(_code, words))}"
+        yield f"- {tool}:"
+        yield from (f"  - {_code(each)}" for each in words)
+
+
+def _wrapped(text: str, rest: str = "") -> str:
+    """`text` in lines; code and links, which are copied and searched for, stay in one piece."""
+    whole = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", lambda found: found[0].replace(" ", "\0"), text)
+    if whole.startswith("- "):
+        whole = "-\0" + whole[2:]  # a list's mark does not stand alone
+    lines = textwrap.wrap(
+        whole, _WIDTH, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _code(words: str) -> str:

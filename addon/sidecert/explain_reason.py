@@ -82,8 +82,8 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
     ),
     Reason.RESPONSE_TIMEOUT: (
         "The upstream took the request, but did not answer in time, or stopped reading it.",
-        "Find out why it is slow, or raise `upstream.timeouts.response` of the route; the request may have "
-        "been processed.",
+        "Find out why the upstream is slow, or raise `upstream.timeouts.response` of the route "
+        "(`upstream.timeouts.stall` where it stopped in the middle); the request may have been processed.",
     ),
     Reason.INTERNAL: (
         "An error of sidecert's own. The call was not sent again.",

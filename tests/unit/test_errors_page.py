@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,44 @@ def test_sayings_are_single_lines_that_markdown_can_show_as_code() -> None:
             assert "`" not in said.words
             assert said.words == said.words.strip()
             assert said.words
+
+
+def test_contents_at_the_top_lead_to_every_heading() -> None:
+    """The page is long; nobody should have to scroll through it to see what there is."""
+    text = "".join(page())
+    contents = text[: text.index("\n## ")]
+    for name in NAMES:
+        assert f"[{name}](#{name})" in contents
+    for heading in re.findall(r"^## (.*)$", text, re.M):
+        anchor = re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-")
+        assert f"[{heading}](#{anchor})" in contents
+
+
+def test_no_long_paragraph_is_there_twice() -> None:
+    """Kin sections lead to the one that has it."""
+    paragraphs = [part for part in "".join(page()).split("\n\n") if len(part) > 200 and part[0] != "-"]
+    assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_lines_fit_where_they_can_be_folded() -> None:
+    """What is copied or searched for stays in one piece, and makes the only longer lines."""
+    for line in "".join(page()).splitlines():
+        assert len(line) <= 110 or re.fullmatch(r"[ -]*(`[^`]*`|\[[^]]*\]\([^)]*\))[.;:,]?", line), line
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("connect_not_allowed", "curl: (56) CONNECT tunnel failed, response 403"),
+        ("connect_not_allowed", "Tunnel connection failed: 403 Forbidden"),
+        ("connect_not_allowed", "Proxy tunneling failed: Forbidden"),
+        ("connect_not_allowed", 'Unable to tunnel through proxy. Proxy returns "HTTP/1.1 403 Forbidden"'),
+        ("bad_request", "curl: (35) ... wrong version number"),
+        ("bad_request", "Unsupported or unrecognized SSL message"),
+    ],
+)
+def test_https_by_mistake_is_found_by_the_words_of_the_tool(name: str, words: str) -> None:
+    """The commonest mistake of all, with what to call instead."""
+    found = section(name)
+    assert words in found
+    assert "call http://" in found or "with http:// instead of https://" in " ".join(found.split())
