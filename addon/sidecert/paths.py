@@ -21,6 +21,8 @@ class Wild(Enum):
     MANY = "**"
 
 
+SEGMENTS = 256  # of a path, and of every reading of it: a pattern is tried from each of them
+
 Segment = bytes | Wild
 ONE, MANY = Wild.ONE, Wild.MANY
 _WILD: dict[bytes, Wild] = {b"*": ONE, b"**": MANY}
@@ -31,6 +33,7 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # `..;x` is a dot segment to servlet containers, `..%2Fx` to whatever decodes before it resolves dots.
 _DOTS = re.compile(rb"(?:\A|/)\.\.?(?:[;/]|\Z)")
 _SEMICOLON = 0x3B
+_TOO_MANY = f"the path has more segments than the {SEGMENTS} that it may have"
 _HIDDEN = re.compile(rb"%(?:2[Ff]|3[Bb])")  # a slash or a semicolon
 
 
@@ -38,11 +41,17 @@ def segments(path: bytes) -> list[bytes]:
     """The decoded segments of a raw path; the first one is the empty text before the leading slash.
 
     Raises ValueError, in words fit for a caller, for what two parsers could read differently: dot
-    segments, backslashes, NUL and broken percent escapes.
+    segments, backslashes, NUL and broken percent escapes; and for more than SEGMENTS segments.
     """
+    raw = path.split(b"/", SEGMENTS + 1)
+    if len(raw) > SEGMENTS + 1:  # the first one is none of the caller's
+        raise ValueError(_TOO_MANY)
     if _PERCENT in path or _BACKSLASH in path or _NUL in path or path.find(b"/.") >= 0:
-        return [_segment(raw) for raw in path.split(b"/")]
-    return path.split(b"/")
+        parts = [_segment(part) for part in raw]
+        if sum(part.count(b"/") for part in parts) + len(parts) > SEGMENTS + 1:
+            raise ValueError(_TOO_MANY)
+        return parts
+    return raw
 
 
 def _segment(raw: bytes) -> bytes:

@@ -228,7 +228,19 @@ def test_a_path_that_two_parsers_could_read_differently_is_refused(path: bytes, 
 def test_many_wildcards_on_a_long_path_stay_cheap() -> None:
     """Matching goes back to the last `**` only, so this ends at all."""
     pattern = "/**/a" * 12 + "/b"
-    assert found([route("r", path=pattern)], path=b"/a" * 3000) == "no_route"
+    assert found([route("r", path=pattern)], path=b"/a" * 256) == "no_route"
+
+
+@pytest.mark.parametrize("segment", [b"/a", b"/", b"%2Fa", b"/;", b"/%61"])
+def test_a_path_of_too_many_segments_is_refused(segment: bytes) -> None:
+    """Each could cost a look at every pattern, in every reading; no honest path has so many."""
+    router = Router([route("any"), route("deep", path="/**/x/**")])
+    assert router.find(HOST, 80, b"/a" + segment * 255, b"GET")[0].id == "any"
+    refused = refusal(router, HOST, 80, b"/a" + segment * 256, b"GET")
+    assert (refused.status, refused.outcome) == (400, "bad_request")
+    assert "more segments than the 256" in refused.detail
+    with pytest.raises(Refusal, match="more segments than"):
+        router.find_pinned("any", HOST, frozenset(), b"/a" + segment * 20_000, b"GET")
 
 
 # Paths that services read in different ways

@@ -244,7 +244,7 @@ def _segments(path: bytes) -> list[bytes]:
         return paths.segments(path)
     except ValueError as error:
         detail = f"{error}: {shown(path)}"
-        raise Refusal.of(Reason.BAD_REQUEST, detail, "send the path without it") from error
+        raise Refusal.of(Reason.BAD_REQUEST, detail, "send a path without that") from error
 
 
 def _two_ways(wrong: str, sent: str, read: str) -> Refusal:
