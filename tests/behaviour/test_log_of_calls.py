@@ -104,3 +104,19 @@ def test_access_line_of_a_caller_that_left_names_it(sidecar: StartSidecar, peers
     running.wait_for(lambda: bool(_accesses(running)))
     (line,) = _accesses(running)
     assert (line["status"], line["caller"], line["path"]) == (499, own, "/a")
+
+
+def test_the_status_page_tells_how_a_call_failed_behind_a_good_handshake(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """Its handshakes alone would make the route look well."""
+    recorder.answer = lambda exchange: exchange.finish()
+    running = sidecar(route("orders", recorder, trust=pki.trust))
+    answer, _ = _exchange(running, b"POST /a HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 0\r\n\r\n")
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert told["outcome"] == "upstream_closed"
+    assert told["evidence"]
+    page = running.ask_admin("GET", "/").text
+    assert "last failure" in page
+    for words in ("upstream_closed", "the request may have been processed", "5xx by sidecert"):
+        assert words in page

@@ -208,8 +208,8 @@ def test_each_trouble_with_a_port_has_its_outcome(
         twice = crosses and cell.outcomes() == {outcome: 2}
         fields = cell.check(outcome, how, answer=answer, attempts=2 if twice else 1)
         if answer is not None:
-            unsent = crosses and "no byte of the request was sent" in fields["detail"]
-            assert unsent or "may have processed" in fields["detail"]
+            unsent = crosses and "No byte of the request was sent" in fields["detail"]
+            assert unsent or "may have been processed" in fields["detail"]
         both_outcomes = f"{outcome}, {answer}" if answer else outcome
         truth_table.saw(SECTION, trouble.words, tls, both_outcomes, how)
 
