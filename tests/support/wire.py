@@ -21,7 +21,8 @@ OF_ONE_HOP = {
     *(b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"),
 }
 FRAMING = {b"content-length", b"transfer-encoding"}
-# A CGI-like upstream reads `_` as `-`.
+# A CGI-like upstream reads `_` as `-`, and `.` perhaps.
+AS_DASH = bytes.maketrans(b"_.", b"--")
 IMITATED = OF_ONE_HOP | FRAMING | {b"host", b"expect"}
 NOT_OF_A_CALLER = {  # they say who called by TLS, or name another path than the one that was routed
     *(b"x-ssl-client-cert", b"x_ssl_client_s_dn", b"x-forwarded-client-cert", b"client-cert", b"ssl-verify"),
@@ -263,7 +264,7 @@ def value_of(line: bytes) -> bytes:
 
 def imitates(lower: bytes) -> bool:
     """Whether it is another spelling of a header that frames or routes."""
-    return b"_" in lower and lower.replace(b"_", b"-") in IMITATED
+    return lower not in IMITATED and lower.translate(AS_DASH) in IMITATED
 
 
 def canonical(line: bytes) -> bytes:
@@ -275,7 +276,7 @@ def canonical(line: bytes) -> bytes:
 def trailers_passed_on(trailers: Iterable[Trailer]) -> list[Trailer]:
     """RFC 9110 6.5.1: no framing, routing, authentication or content fields behind a body."""
     never = OF_ONE_HOP | FRAMING | NOT_BEHIND_A_BODY | ABOUT_TLS | NOT_OF_A_CALLER
-    return [(name, value) for name, value in trailers if name.lower().replace(b"_", b"-") not in never]
+    return [(name, value) for name, value in trailers if name.lower().translate(AS_DASH) not in never]
 
 
 def read_chunks(read_line: Callable[[], bytes], read: Callable[[int], bytes]) -> tuple[bytes, list[Trailer]]:

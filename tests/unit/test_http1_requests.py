@@ -225,6 +225,10 @@ def test_hop_by_hop_headers_and_look_alikes_are_dropped() -> None:
         *("SSL-Subject-Dn", "SSL_ISSUER_DN", "SSL-Verify", "SSL-Serial", "X-SSL-S-DN", "X-SSL-I-DN"),
         *("X-Client-S-DN", "X-Client-I-DN", "X-Client-Verified", "X-Client-Verify", "Client-Verified"),
         *("Cf-Client-Cert-Sha256", "X-Cert-Subject", "X_CERT_DN", "X-Cert-Hash"),
+        *("Cf-Cert-Verified", "Cf-Cert-Subject-DN", "X-SSL-DN", "SSL_DN", "X-SSL-User", "X-Client-CN"),
+        *("Client-CN", "X-Client-Subject", "X-Client-SSL-Cert", "SSLClientCert", "X-SSLClientCert-Dn"),
+        *("X-Subject-DN", "X-TLS-Subject", "X-Certificate", "X-Peer-Cert", "WL-Proxy-SSL"),
+        *("SSL.Client.Verify", "x.ssl_client.cert", "Content.Length", "Transfer.Encoding"),
     ],
 )
 def test_no_name_by_which_a_proxy_tells_the_caller_goes_upstream(name: str) -> None:
@@ -239,7 +243,11 @@ def test_a_header_that_names_another_path_does_not_go_upstream(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["Cert-Order", "X-Certainty", "X-SSL-Cipher", "X-Client-Version", "X-Original-Host", "Cf-Ray"]
+    "name",
+    [
+        *("Cert-Order", "X-Certainty", "X-SSL-Cipher", "X-Client-Version", "X-Original-Host", "Cf-Ray"),
+        *("X-Client-CNonce", "X-Certificate-Number", "Certificate", "X-Remote-User", "X.Y", "WL-Proxy-X"),
+    ],
 )
 def test_names_that_only_look_like_those_go_upstream(name: str) -> None:
     """They say nothing of who called."""

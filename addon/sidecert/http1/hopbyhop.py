@@ -64,8 +64,9 @@ _ABOUT_THE_CALLER: Final = {
     b"public-key-pins-report-only": TLS_ONLY,
 }
 
-# Compared lower-case, with `-` for `_` and without a leading `X-`. A TLS-terminating proxy tells the service
-# behind it in such a header who called; an upstream that trusts one would believe our plain HTTP caller.
+# Compared lower-case, with `-` for `_` and `.` (as CGI-like upstreams may read both) and without a leading
+# `X-`. A TLS-terminating proxy tells the service behind it in such a header who called; an upstream that
+# trusts one would believe our plain HTTP caller.
 _IDENTITY_PREFIXES: Final = (
     b"ssl-client",  # nginx, nginx ingress, Apache, haproxy, F5
     b"ssl-cert",
@@ -75,10 +76,18 @@ _IDENTITY_PREFIXES: Final = (
     b"ssl-serial",
     b"ssl-s-dn",
     b"ssl-i-dn",
+    b"ssl-dn",
+    b"ssl-user",
+    b"sslclient",
     b"tls-client",
+    b"tls-subject",
+    b"subject-dn",
+    b"peer-cert",
     b"mtls-",
     b"client-cert",  # RFC 9440 (Client-Cert, Client-Cert-Chain) and many by hand
     b"client-dn",
+    b"client-ssl-",
+    b"client-subject",
     b"client-verif",  # X-Client-Verify, X-Client-Verified
     b"client-s-dn",
     b"client-i-dn",
@@ -89,10 +98,14 @@ _IDENTITY_PREFIXES: Final = (
     b"arr-clientcert",  # IIS, Azure
     b"amzn-mtls-",  # AWS
     b"cf-client-cert-",  # Cloudflare
+    b"cf-cert-",
     b"wl-proxy-client-",  # WebLogic
+    b"wl-proxy-ssl",
     b"$ws",  # the plug-in of WebSphere: $WSCC is the certificate, $WSSN the name of the service, and so on
 )
 _IDENTITY_PREFIXES_WITH_X: Final = (b"x-cert-",)  # without the X- too common a word
+# Too common as prefixes. Remote-User is not here: it says nothing of TLS, and tools send it on purpose.
+_IDENTITY_NAMES: Final = frozenset({b"client-cn", b"x-client-cn", b"x-certificate"})
 
 # Some frameworks (Symfony, Zend, IIS rewriting) take this path for that of the request line. A call that was
 # routed by one path would be executed as another, with a certificate that is not for it.
@@ -136,6 +149,7 @@ _NOT_IN_TRAILERS: Final = END_TO_END.union(
 _NEVER_UPGRADE: Final = (b"h2", b"http", b"tls")
 
 OWS: Final = b" \t"  # optional white space around a value
+_AS_DASH: Final = bytes.maketrans(b"_.", b"--")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -144,12 +158,12 @@ def _kind(name: bytes) -> int:
     kind = _NAMED.get(lower) or _ABOUT_THE_CALLER.get(lower)
     if kind is not None:
         return kind
-    plain = lower.replace(b"_", b"-")
+    plain = lower.translate(_AS_DASH)
     if plain in _NAMED:
         return DROP  # CGI-like upstreams read Content_Length as Content-Length
     if plain.removeprefix(b"x-").startswith(_IDENTITY_PREFIXES):
         return IDENTITY
-    if plain.startswith(_IDENTITY_PREFIXES_WITH_X):
+    if plain.startswith(_IDENTITY_PREFIXES_WITH_X) or plain in _IDENTITY_NAMES:
         return IDENTITY
     if plain in _OTHER_PATH:
         return OTHER_PATH
@@ -236,5 +250,5 @@ def forwardable_trailers(trailers: Iterable[tuple[bytes, bytes]]) -> list[tuple[
     return [
         (name, value)
         for name, value in trailers
-        if KINDS[name] == KEEP and name.lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS
+        if KINDS[name] == KEEP and name.lower().translate(_AS_DASH) not in _NOT_IN_TRAILERS
     ]
