@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sidecert.config import RouteConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Generation, Upstream
 from sidecert.http1 import RequestHead, RequestParser
@@ -15,6 +16,7 @@ from sidecert.memo import Memo
 from sidecert.metrics import Metrics
 from sidecert.pool import Pool
 from sidecert.timers import Timers
+from sidecert.words import shown
 
 if TYPE_CHECKING:
     from sidecert.exchange import Caller, Exchange
@@ -108,14 +110,34 @@ class Plane:
             head.port,
             head.path,
             head.method,
+            head.other_methods,
         )
         found = self._found.get(place)
         if found is None:
             found = self._find(head, listener, own_host)
-            self._found.keep(place, found, len(head.path))
+            self._found.keep(place, found, len(head.path) + sum(map(len, head.other_methods)))
         return found
 
     def _find(self, head: RequestHead, listener: Listener, own_host: str | None) -> tuple[Pool, Upstream]:
+        route, host = self._route(head, listener, own_host, head.method)
+        for method in head.other_methods:
+            try:
+                allowed = self._route(head, listener, own_host, method)[0] is route
+            except Refusal:
+                allowed = False
+            if not allowed:
+                raise Refusal.of(
+                    Reason.METHOD_NOT_ALLOWED,
+                    f"A header asks for {shown(method, 40)} in the place of {shown(head.method, 40)}, and "
+                    f"a call with that method does not belong to route {route.id}.",
+                    "Leave out X-HTTP-Method-Override and the like, or add the method to the route.",
+                )
+        pool = self.pools[route.id]
+        return pool, pool.route.upstream(host)
+
+    def _route(
+        self, head: RequestHead, listener: Listener, own_host: str | None, method: bytes
+    ) -> tuple[RouteConfig, str]:
         router = self.generation.router
         if listener.route is not None:
             if listener.route not in self.pools:
@@ -123,18 +145,15 @@ class Plane:
                     Reason.NO_ROUTE, f"Route {listener.route!r}, which this listener led to, is gone."
                 )
             hosts = listener.hosts if own_host is None else listener.hosts | {own_host}
-            route, host = router.find_pinned(listener.route, head.host, hosts, head.path, head.method)
-        elif head.host is None:
+            return router.find_pinned(listener.route, head.host, hosts, head.path, method)
+        if head.host is None:
             raise Refusal.of(
                 Reason.BAD_REQUEST,
                 "An HTTP/1.0 request without Host does not say whom it is for.",
                 "Send a Host header, or call a listener that is pinned to a route.",
             )
-        else:
-            port = head.port if head.port is not None else (443 if head.scheme == "https" else 80)
-            route, host = router.find(head.host, port, head.path, head.method)
-        pool = self.pools[route.id]
-        return pool, pool.route.upstream(host)
+        port = head.port if head.port is not None else (443 if head.scheme == "https" else 80)
+        return router.find(head.host, port, head.path, method)
 
     # -- the end of connections ------------------------------------------------------------------------
 

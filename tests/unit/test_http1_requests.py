@@ -236,7 +236,13 @@ def test_no_name_by_which_a_proxy_tells_the_caller_goes_upstream(name: str) -> N
     assert sent(get(f"{name}: CN=bob", "A: 1")) == [*sent(get()), b"A: 1"]
 
 
-@pytest.mark.parametrize("name", ["X-Original-URL", "X-Rewrite-URL", "x_original_url"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("X-Original-URL", "X-Rewrite-URL", "x_original_url", "X-Original-URI", "X-Forwarded-Uri"),
+        *("X-Envoy-Original-Path", "x.original.url"),
+    ],
+)
 def test_a_header_that_names_another_path_does_not_go_upstream(name: str) -> None:
     """The route, and so the certificate, was chosen by the path of the request line."""
     assert sent(get(f"{name}: /admin", "A: 1")) == [*sent(get()), b"A: 1"]

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecert.errors import Refusal
 from sidecert.generation import Generation
-from sidecert.http1 import RequestHead, RequestParser
+from sidecert.http1 import RequestHead, RequestParser, upstream_head
 from sidecert.metrics import Metrics
 from sidecert.plane import FIRST_REQUEST_GRACE, Listener, Plane
 from sidecert.pool import Pool
@@ -37,12 +37,12 @@ def spec(name: str, host: str, *, upstream: dict[str, Any] | None = None, **matc
     }
 
 
-def head(target: str = "/", host: str | None = "orders.test", method: str = "GET") -> RequestHead:
+def head(target: str = "/", host: str | None = "orders.test", method: str = "GET", *more: str) -> RequestHead:
     """A request as it comes in; HTTP/1.0 where it has no Host."""
     lines = (
         [f"{method} {target} HTTP/1.0"] if host is None else [f"{method} {target} HTTP/1.1", f"Host: {host}"]
     )
-    return RequestParser(65536).parse("\r\n".join([*lines, "", ""]).encode())
+    return RequestParser(65536).parse("\r\n".join([*lines, *more, "", ""]).encode())
 
 
 @pytest.fixture
@@ -191,6 +191,33 @@ def test_pinned_listener_keeps_to_path_and_methods_of_its_route(load: Load) -> N
         (head("/other"), PINNED),
         (head("/rest/a", method="DELETE"), PINNED),
     ) == [("orders", "up.test"), "no_route", "method_not_allowed"]
+
+
+@pytest.mark.parametrize("listener", [OPEN, PINNED])
+@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "x_http_method", "X-Method-Override"])
+def test_no_header_names_a_method_that_the_route_does_not_take(
+    load: Load, listener: Listener, name: str
+) -> None:
+    """A framework upstream would execute a POST as that; what the route takes may be named."""
+    found = load(
+        spec("orders", "orders.test", path="/rest/**", methods=["POST", "PUT"]),
+        spec("all", "orders.test"),
+    )
+    post = ("/rest/a", "orders.test", "POST")
+    assert find_in(
+        found,
+        (head(*post, f"{name}: DELETE"), listener),
+        (head(*post, f"{name}:  delete "), listener),
+        (head(*post, f"{name}: PUT", f"{name}: DELETE"), listener),
+        (head(*post, f"{name}: put"), listener),
+    ) == ["method_not_allowed"] * 3 + [("orders", "up.test")]
+
+
+def test_header_may_name_any_method_where_the_route_takes_any(load: Load) -> None:
+    """OData callers say MERGE or DELETE so: without the header their POST would do something else."""
+    merge = head("/", "orders.test", "POST", "X-HTTP-Method: MERGE")
+    assert find_in(load(spec("orders", "orders.test")), (merge, OPEN)) == [("orders", "up.test")]
+    assert upstream_head(merge, b"up.test").count(b"X-HTTP-Method: MERGE\r\n") == 1
 
 
 def test_pinned_listener_whose_route_is_gone_refuses(load: Load) -> None:

@@ -26,12 +26,13 @@ KEEP_ALIVE: Final = 8
 IDENTITY: Final = 9  # says who the TLS caller was: only sidecert's own certificate may say that
 COOKIE: Final = 10
 OTHER_PATH: Final = 11  # names another path than the one that was routed
+OTHER_METHOD: Final = 12  # names another method; passed on where that one may be called too
 # The kinds from here on concern answers only. In requests they mean nothing and are passed on.
-OUTCOME: Final = 12  # Sidecert-Outcome, which marks sidecert's own answers only
-LOCATION: Final = 13  # Location, Content-Location: an address, which may be the upstream's own
-REFRESH: Final = 14
-SET_COOKIE: Final = 15
-TLS_ONLY: Final = 16  # dropped: says how to reach the upstream by TLS, which the caller does not do
+OUTCOME: Final = 13  # Sidecert-Outcome, which marks sidecert's own answers only
+LOCATION: Final = 14  # Location, Content-Location: an address, which may be the upstream's own
+REFRESH: Final = 15
+SET_COOKIE: Final = 16
+TLS_ONLY: Final = 17  # dropped: says how to reach the upstream by TLS, which the caller does not do
 
 _NAMED: Final = {
     b"host": HOST,
@@ -107,9 +108,21 @@ _IDENTITY_PREFIXES_WITH_X: Final = (b"x-cert-",)  # without the X- too common a 
 # Too common as prefixes. Remote-User is not here: it says nothing of TLS, and tools send it on purpose.
 _IDENTITY_NAMES: Final = frozenset({b"client-cn", b"x-client-cn", b"x-certificate"})
 
-# Some frameworks (Symfony, Zend, IIS rewriting) take this path for that of the request line. A call that was
-# routed by one path would be executed as another, with a certificate that is not for it.
-_OTHER_PATH: Final = frozenset({b"x-original-url", b"x-rewrite-url"})
+# Some frameworks (Symfony, Zend, IIS rewriting) and proxies (Envoy, ingresses, in their own checks) take this
+# path for that of the request line. A call that was routed by one path would be executed as another, with a
+# certificate that is not for it.
+_OTHER_PATH: Final = frozenset(
+    {
+        b"x-original-url",
+        b"x-original-uri",
+        b"x-rewrite-url",
+        b"x-forwarded-uri",
+        b"x-envoy-original-path",
+    }
+)
+# Frameworks execute a POST as the method that these name, past the `methods` of a route. OData callers need
+# them (MERGE, DELETE), and without them the call would do something else: so they are checked, not dropped.
+_OTHER_METHOD: Final = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 
 # Options that Connection may hold without naming a header to drop beyond those that are dropped anyway.
 _OPTIONS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"})
@@ -167,6 +180,8 @@ def _kind(name: bytes) -> int:
         return IDENTITY
     if plain in _OTHER_PATH:
         return OTHER_PATH
+    if plain in _OTHER_METHOD:
+        return OTHER_METHOD
     return KEEP
 
 

@@ -21,6 +21,7 @@ from sidecert.http1.hopbyhop import (
     EXPECT,
     HOST,
     KINDS,
+    OTHER_METHOD,
     OUTCOME,
     OWS,
     TRANSFER_ENCODING,
@@ -53,7 +54,8 @@ class RequestHead:
     """A request head that has passed every check, and what is passed on of it.
 
     `body` is its framing. `host` and `port` are as sent (absolute-form wins over Host; IPv6 without brackets;
-    None only in HTTP/1.0 without Host). `path` is raw, without the query. `lines` is what goes upstream: the
+    None only in HTTP/1.0 without Host). `path` is raw, without the query. `other_methods` are those that
+    headers name, which some services execute in the place of `method`. `lines` is what goes upstream: the
     request line, then header lines; `host_at` is Host's place in it, 0 for none.
 
     Never changed once it is read: calls with the same head share it.
@@ -71,6 +73,7 @@ class RequestHead:
         "method",
         "minor",
         "origin_target",
+        "other_methods",
         "path",
         "port",
         "scheme",
@@ -91,6 +94,7 @@ class RequestHead:
     host: str | None
     port: int | None
     path: bytes
+    other_methods: tuple[bytes, ...]
     origin_target: bytes
     lines: list[bytes]
     host_at: int
@@ -186,6 +190,7 @@ def _read_request(raw: bytes) -> RequestHead:
     head._rendered = (b"", b"")
     keep = kept.append
     head.host_at = 0
+    head.other_methods = ()
     host = None
     lengths: list[bytes] = []
     codings: list[bytes] = []
@@ -218,6 +223,9 @@ def _read_request(raw: bytes) -> RequestHead:
             upgrade.append(value.strip(OWS))
         elif kind == EXPECT and minor:  # RFC 9110 10.1.1: HTTP/1.0 has none, and what goes upstream is 1.1
             expect = value.strip(OWS).lower() == b"100-continue"
+            keep(line)
+        elif kind == OTHER_METHOD:
+            head.other_methods += (value.strip(OWS).upper(),)
             keep(line)
     head.body = 0
     if lengths or codings:

@@ -25,6 +25,7 @@ from sidecert.http1.hopbyhop import (
     KEEP_ALIVE,
     KINDS,
     LOCATION,
+    OTHER_METHOD,
     OTHER_PATH,
     OWS,
     REFRESH,
@@ -52,7 +53,14 @@ HEAD_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})\b", re.IGNORECASE)
 _PHRASES: Final = {int(status): status.phrase.encode() for status in HTTPStatus}
 _NO_CONTROLS: Final = bytes(byte if byte >= 32 and byte != 127 else 32 for byte in range(256))
-_ONLY_IN_REQUESTS: Final = (IDENTITY, HOST, EXPECT, COOKIE, OTHER_PATH)  # mean nothing in an answer
+_ONLY_IN_REQUESTS: Final = (
+    IDENTITY,
+    HOST,
+    EXPECT,
+    COOKIE,
+    OTHER_PATH,
+    OTHER_METHOD,
+)  # mean nothing in an answer
 _SPECIAL: Final = (LOCATION, SET_COOKIE, REFRESH)
 # Some CDNs name these in Connection. Harmless: sidecert frames what it sends itself.
 _NAMED_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
