@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import product
 
 from sidecert.errors import Reason
-from sidecert.explain import explain
+from sidecert.explain import MAPPING, explain
 from sidecert.explain_http import NONE_CAME, explain_answer
 from sidecert.explain_reason import REASONS
 from sidecert.http_verdict import Signature
@@ -167,6 +167,14 @@ as it is. It is counted in `sidecert_http_cert_rejections_total` by these names,
 (`event` is `http_cert_rejection`). Only answers that can mean nothing else are recognised: a bare 403 of
 Apache or IIS may be about the certificate or not, and a compressed one is not looked into.
 
+`401 [ISS.0084.9001] Invalid credentials`, with `Access Denied` in its body, is webMethods Integration
+Server's and is not counted either: it knows no user for the call, and says the same of a wrong name or
+password. Where the route sends a certificate, that one got through the handshake, but mostly is mapped to no
+user. What to do: have this very certificate mapped to a user with the usage SSL Authentication, again after
+each renewal ({mapping};
+in Integration Server: Security > Certificates > Configure Client Certificates), and see that the call has no
+`Authorization` header with other credentials.
+
 """
 _REFUSALS = """\
 ## Calls that sidecert refuses, or that end later
@@ -187,7 +195,7 @@ def page() -> Iterator[str]:
     for outcome in Outcome:
         if outcome is not Outcome.OK:
             yield _outcome(outcome, said)
-    yield _ANSWERS
+    yield _ANSWERS.format(mapping=MAPPING)
     for signature in Signature:
         yield _signature(signature, said)
     yield _REFUSALS

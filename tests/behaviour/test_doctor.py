@@ -21,7 +21,7 @@ import yaml
 from click.testing import CliRunner
 
 from sidecert.cli import main
-from support.certs import Leaf, Pki, expired
+from support.certs import SERVER_AUTH, Leaf, Pki, expired
 from support.front_peers import apache, plain_service
 from support.java_peers import JavaKind, java_peers
 from support.peers import Peers, raw_peer
@@ -223,21 +223,74 @@ def test_apache_that_asks_for_a_path_only_is_told_as_far_as_it_can_be_seen(
         assert behind.connections == 0
 
 
+OPEN = "the handshake passes, as it does without a certificate; the verdict comes in HTTP (nginx: 400)"
+
+
 @pytest.mark.parametrize("tls", TLS)
-def test_nginx_says_what_it_thinks_only_in_its_answer(
-    tls: TlsVersion, doctor: Doctor, peers: Peers, pki: Pki
+@pytest.mark.parametrize("verify", ["on", "optional"])
+def test_handshake_that_passes_anyway_is_not_called_accepted(
+    verify: Any, tls: TlsVersion, doctor: Doctor, peers: Peers, pki: Pki
 ) -> None:
-    """It takes any handshake: the report says so, and where the verdict will be."""
-    for verify in ("on", "optional"):
-        upstream = peers.nginx(tls=tls, verify=verify)  # type: ignore[arg-type]
-        doctor.write(route("orders", upstream, trust=pki.trust, credential="stranger"))
-        report = doctor.run("orders", status=0)
-        assert line(report, "it asks") == "✓ it asks  for a client certificate from CN=sidecert test root"
-        assert line(report, "without").startswith("! without  a handshake without one is accepted too: ")
-        assert "renegotiation (TLS 1.2)" in report
-        assert "post-handshake authentication (TLS 1.3)" in report
-        assert line(report, "as stranger") == "✓ as stranger  accepted"
-        assert next_thing(report).startswith("Make a call and look at the status of its answer: 400 or 403")
+    """nginx judges in its answer: the report says so, and what will surely be wrong with a certificate."""
+    upstream = peers.nginx(tls=tls, verify=verify)
+    middle = pki.ca.intermediate("middle")
+    folder = pki.folder / f"open-{verify}-{tls}"
+    certificates = {
+        "late": pki.ca.caller("late", **expired()).write(folder, "late"),
+        "foreign": pki.stranger,
+        "short": middle.caller("short").write(folder, "short", chain=False),
+        "whole": middle.caller("whole").write(folder, "whole"),
+        "wrong": pki.ca.caller("wrong", usages=[SERVER_AUTH]).write(folder, "wrong"),
+    }
+    known = {name: files.config for name, files in certificates.items()}
+    routes = [route(name, upstream, trust=pki.trust, credential=name) for name in known]
+    doctor.write(*routes, route("bare", upstream, trust=pki.trust, credential="none"), credentials=known)
+    lists = "the CAs that the upstream lists (CN=sidecert test root)"
+    short = f"it comes from CN=middle, which is neither in its file (only the leaf) nor one of {lists}"
+    foreign = short.replace("CN=middle", "CN=sidecert other root")
+    said = {
+        "late": "it expired on ",
+        "foreign": foreign,
+        "short": short,
+        "wrong": "it is not for callers: its extendedKeyUsage is serverAuth, without clientAuth",
+    }
+    for name, words in said.items():
+        report = sidecert("doctor", name, cwd=doctor.folder)
+        assert report.returncode == 1
+        assert line(report.stdout, f"as {name}") == f"! as {name}  {OPEN}"
+        assert words in report.stdout
+        assert "\n✗ The handshake passes, as it does without a certificate\n" in report.stdout
+        assert "accepted\n" not in report.stdout
+    assert next_thing(report.stdout).startswith(
+        "Have the certificate of `credentials.wrong` issued again with "
+    )
+    short_next = next_thing(sidecert("doctor", "short", cwd=doctor.folder).stdout)
+    assert short_next.startswith(
+        "Append the certificate of its issuer CN=middle to the file of `credentials.short`"
+    )
+    for name in ("whole", "bare"):
+        report = sidecert("doctor", name, cwd=doctor.folder)
+        assert report.returncode == 0
+        assert "\n! The handshake passes" in report.stdout
+        assert next_thing(report.stdout).startswith("Make a call and look at the status of its answer")
+    told = json.loads(sidecert("doctor", "--json", "late", cwd=doctor.folder).stdout)
+    assert (told["accepted"], told["open"], told["certain"]) == (False, True, False)
+    assert told["wrong"][0].startswith("it expired on ")
+    # all in short
+    ran = sidecert("doctor", cwd=doctor.folder)
+    assert ran.returncode == 1
+    for name in known:
+        mark = "!" if name == "whole" else "✗"
+        assert line(ran.stdout, name) == f"{mark} {name}  {upstream.address} as {name}: {OPEN}"
+    assert short in ran.stdout
+    assert next_thing(ran.stdout) == "sidecert doctor late"
+
+
+def test_proof_makes_an_open_handshake_an_accepted_one(doctor: Doctor, peers: Peers, pki: Pki) -> None:
+    """Upstreams that refuse a handshake without a certificate have accepted those that they let pass."""
+    doctor.write(route("orders", peers.haproxy(), trust=pki.trust))
+    ran = doctor.ask(status=0)
+    assert (ran["routes"][0]["open"], ran["routes"][0]["wrong"], ran["handshakes"]) == (False, [], 2)
 
 
 def test_which_of_the_listed_cas_issued_the_certificate_is_told(
@@ -249,7 +302,9 @@ def test_which_of_the_listed_cas_issued_the_certificate_is_told(
     assert told["certificate"]["acceptable_cas"] == ["CN=sidecert test root"]
     chains = {each["id"]: each["chains_to"] for each in told["credentials"]}
     assert chains == {"stranger": [], "alice": ["CN=sidecert test root"], "bob": ["CN=sidecert test root"]}
-    assert "none of the CAs that the upstream accepts issued it" in doctor.run("orders", status=1)
+    assert "it comes from CN=sidecert other root, which is neither in its file" in doctor.run(
+        "orders", status=1
+    )
 
 
 def test_upstream_that_asks_for_no_certificate(doctor: Doctor, peers: Peers, pki: Pki) -> None:
@@ -426,7 +481,7 @@ def test_address_needs_no_config(
 
 
 def test_all_routes_in_short(doctor: Doctor, peers: Peers, pki: Pki) -> None:
-    """A line and a handshake for each, in the config's order, and the first bad one to go on with."""
+    """A line for each, in the config's order, and the first bad one to go on with."""
     upstream = peers.recorder()
     doctor.write(
         route("slow", peers.silent(), trust=pki.trust, timeouts=SHORT),
@@ -446,13 +501,13 @@ def test_all_routes_in_short(doctor: Doctor, peers: Peers, pki: Pki) -> None:
     assert line(report, "slow").endswith("(handshake_timeout)")
     assert line(report, "open").startswith("! open  ")
     assert line(report, "open").endswith("as alice: accepted, but not asked for its certificate")
-    assert "\n4 handshakes were made, and no request was sent.\n" in report
+    assert "\n5 handshakes were made, and no request was sent.\n" in report
     assert next_thing(report) == "sidecert doctor slow"
     told = doctor.ask(status=1)
     assert [each["outcome"] for each in told["routes"]] == [
         *("handshake_timeout", "ok", "client_cert_unknown_ca", "ok")
     ]
-    assert (told["handshakes"], told["not_tried"]) == (4, ["wild"])
+    assert (told["handshakes"], told["not_tried"]) == (5, ["wild"])
     doctor.write(route("orders", upstream, trust=pki.trust))
     assert doctor.ask(status=0)["next"].startswith("Nothing: make the calls.")
     assert upstream.requests == []
@@ -492,6 +547,8 @@ SHAPE = {
     "server_name": str,
     "trust": str,
     "accepted": bool,
+    "open": bool,
+    "wrong": [str],
     "outcome": str,
     "title": str,
     "cause": str,
@@ -529,6 +586,8 @@ SHAPE = {
             "id": str,
             "accepted": bool,
             "proven": bool,
+            "open": bool,
+            "wrong": [str],
             "chains_to": [str],
             "outcome": str,
             "title": str,

@@ -71,6 +71,9 @@ def test_nginx_that_refuses_the_certificate_is_counted_and_explained(
         assert "the upstream answered 400 (Server: nginx" in record["evidence"][-1]
         asked = "the upstream asked for a client certificate"
         assert any(line.startswith(asked) for line in record["evidence"])
+        wrong = {"stranger": "comes from CN=sidecert other root, ", "late": "expired on "}
+        first = f"our certificate {wrong[name]}" if name in wrong else "TLSv1"
+        assert record["evidence"][0].startswith(first)
 
 
 def test_only_the_first_of_its_kind_is_a_warning(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:

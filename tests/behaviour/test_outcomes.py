@@ -133,6 +133,14 @@ FAILING: dict[str, tuple[Callable[[Peers, Pki], Addressed], str]] = {
 }
 
 
+EVIDENCE = {
+    "untrusted": ("the upstream's certificate: CN=localhost, issued by CN=sidecert other root, from ",),
+    "expired": ("the upstream's certificate: CN=localhost, issued by CN=sidecert test root, from ",),
+    "misnamed": (", for elsewhere.test",),
+    "closed-port": ("error: Connection refused",),
+}
+
+
 def test_upstream_that_cannot_be_used_has_one_outcome(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:
     """Wrong certificates, no listener, no answer, not TLS, closed: one outcome each, and nothing was sent."""
     upstreams = {name: make(peers, pki) for name, (make, _) in FAILING.items()}
@@ -140,7 +148,9 @@ def test_upstream_that_cannot_be_used_has_one_outcome(sidecar: StartSidecar, pee
         *(route(name, upstream, trust=pki.trust, timeouts=SHORT) for name, upstream in upstreams.items())
     )
     for name, (_, outcome) in FAILING.items():
-        check_outcome(running, running.get(f"http://{name}.test/"), outcome, route=name)
+        fields = check_outcome(running, running.get(f"http://{name}.test/"), outcome, route=name)
+        for words in EVIDENCE.get(name, ()):
+            assert any(words in line for line in fields["evidence"]), fields["evidence"]
         upstream = upstreams[name]
         if isinstance(upstream, TlsRecorder):
             assert upstream.requests == []
@@ -239,3 +249,25 @@ def test_no_secret_is_told_with_a_failure(
     for text in (answer.text, running.stderr):
         for secret in ("open sesame", "12345", "the body's secret", key):
             assert secret not in text
+
+
+def test_refusal_tells_what_is_wrong_with_our_certificate(
+    sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """haproxy lists its CA: an expired certificate, and a leaf whose intermediate is not in the file."""
+    folder = pki.folder / "faulty"
+    short = pki.ca.intermediate("middle").caller("short").write(folder, "short", chain=False)
+    late = pki.ca.caller("late", **expired()).write(folder, "late")
+    upstream = peers.haproxy()
+    running = sidecar(
+        *(route(name, upstream, trust=pki.trust, credential=name) for name in ("short", "late")),
+        credentials={"short": short.config, "late": late.config},
+    )
+    answer = running.get("http://short.test/")
+    fields = check_outcome(running, answer, "client_cert_unknown_ca", credential="short", route="short")
+    assert fields["evidence"][0].startswith("our certificate comes from CN=middle, which is neither in its ")
+    assert fields["remedy"].startswith("Append the certificate of its issuer CN=middle to the file of ")
+    answer = running.get("http://late.test/")
+    fields = check_outcome(running, answer, "client_cert_expired", credential="late", route="late")
+    assert fields["evidence"][0].startswith("our certificate expired on ")
+    assert "it expired on " in fields["detail"]

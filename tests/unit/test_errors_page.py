@@ -183,3 +183,8 @@ def test_https_by_mistake_is_found_by_the_words_of_the_tool(name: str, words: st
     found = section(name)
     assert words in found
     assert "call http://" in found or "with http:// instead of https://" in " ".join(found.split())
+
+
+def test_what_is_not_surely_about_a_certificate_can_be_found() -> None:
+    """webMethods says the same of a wrong password: not counted, but whoever searches for it finds it."""
+    assert "[ISS.0084.9001] Invalid credentials" in COMMITTED.read_text()

@@ -10,7 +10,7 @@ from sidecert.evidence import alert_name
 from sidecert.explain import Verdict, explain
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
 from sidecert.presented import OwnCertificate
-from support.own import NOW, fact, own
+from support.own import DAY, NOW, fact, own
 
 UPSTREAM = "api.example.com:8443"
 ALICE = own(fact("CN=alice,O=Example"))
@@ -341,3 +341,71 @@ def test_whatever_was_seen_can_be_told_in_printable_words(seen: Observation) -> 
     assert said.cause
     for text in (said.title, said.cause, said.remedy, *said.evidence):
         assert text.isprintable()
+
+
+def test_expired_certificate_of_ours_is_told_with_its_date() -> None:
+    """First and plainly; a renewed one is the remedy."""
+    said = verdict(refused(45), certificate=own(fact(ends=-DAY)))
+    assert said.cause.endswith("expired: it expired on 2027-01-14 08:00 UTC.")
+    assert said.evidence[0] == "our certificate expired on 2027-01-14 08:00 UTC"
+    assert said.remedy.startswith("Put the renewed certificate into the files of `credentials.alice`")
+
+
+def test_certificate_within_its_dates_is_not_the_one_that_expired() -> None:
+    """Then it is one above it, or the upstream's clock; an expired intermediate of ours is named."""
+    said = verdict(refused(45))
+    assert "or a CA above it, or its clock is wrong" in said.cause
+    assert "valid until 2027-01-16 08:00 UTC" in said.cause
+    middle = verdict(refused(45), certificate=own(fact(), fact("CN=interca", ends=-DAY)))
+    assert "the intermediate CN=interca, which expired on 2027-01-14 08:00 UTC" in middle.cause
+
+
+@pytest.mark.parametrize("alert", [None, 40, 42, 43, 46, 48])
+def test_what_is_wrong_with_our_certificate_is_told_where_the_upstream_gives_no_reason(
+    alert: int | None,
+) -> None:
+    """Java and Go say the same of everything; we know better."""
+    said = verdict(refused(alert), certificate=own(fact(ends=-DAY), uses=["serverAuth"]))
+    assert "It expired on 2027-01-14 08:00 UTC." in said.cause
+    assert "extendedKeyUsage is serverAuth" in said.cause
+    assert said.evidence[0] == "our certificate expired on 2027-01-14 08:00 UTC"
+
+
+def test_missing_intermediate_is_to_be_appended_first() -> None:
+    """The upstream lists its root, and only the leaf is in our file."""
+    short = own(fact(issuer="CN=interca"))
+    said = verdict(refused(48, acceptable_cas=("CN=partnerca",)), certificate=short)
+    assert said.remedy.startswith(
+        "Append the certificate of its issuer CN=interca to the file of `credentials.alice` (it holds only "
+        "the leaf), if that is an intermediate CA; else use a certificate from one of the CAs that "
+    )
+    assert said.evidence[0].startswith("our certificate comes from CN=interca, which is neither in its file ")
+    complete = own(fact(issuer="CN=otherca"), holds_root=True)
+    foreign = verdict(refused(48, acceptable_cas=("CN=partnerca",)), certificate=complete)
+    assert foreign.remedy.startswith("Use a certificate from one of the CAs that ")
+
+
+def their(code: int, text: str, **facts: object) -> Verdict:
+    """Of an upstream whose certificate has these facts, and is not taken."""
+    seen = Observation(stage=Stage.HELLO_RECEIVED, ending=Ending.TLS, verify_code=code, verify_text=text)
+    seen.presented = (fact("CN=api", "CN=serverca", **facts),)  # type: ignore[arg-type]
+    return verdict(seen)
+
+
+def test_names_dates_and_issuer_of_the_upstreams_certificate_are_told() -> None:
+    """In the place of a command that shows them."""
+    named = their(62, "hostname mismatch", names=["a.test", "b.test"])
+    assert "does not name api.example.com in its subjectAltName, but a.test; b.test." in named.cause
+    assert named.remedy.endswith("set `upstream.server_name` to a name that it has: a.test; b.test.")
+    assert "has no name at all" in their(62, "hostname mismatch").cause
+    late = their(10, "certificate has expired", ends=-DAY)
+    assert "CN=api expired on 2027-01-14 08:00 UTC" in late.cause
+    early = their(9, "certificate is not yet valid", starts=DAY)
+    assert "CN=api is not valid before 2027-01-16 08:00 UTC" in early.cause
+    foreign = their(20, "unable to get local issuer certificate")
+    assert "CN=api is issued by CN=serverca" in foreign.cause
+    assert "of the route that holds CN=serverca" in foreign.remedy
+    line = "the upstream's certificate: CN=api, issued by CN=serverca, from "
+    for said in (named, late, early, foreign):
+        assert any(each.startswith(line) for each in said.evidence)
+        assert "openssl x509" not in said.remedy

@@ -12,7 +12,7 @@ from sidecert.explain_http import NONE_CAME, AnswerVerdict, explain_answer
 from sidecert.http_verdict import Signature
 from sidecert.outcome import Observation, Stage
 from sidecert.presented import OwnCertificate
-from support.own import NOW, own
+from support.own import DAY, NOW, fact, own
 
 UPSTREAM = "api.example.com:8443"
 ALICE = own()
@@ -102,3 +102,19 @@ def test_whatever_the_upstream_calls_itself_can_be_logged(server: str) -> None:
     for line in verdict(Signature.IIS_403_16, server=server).evidence:
         assert line.isprintable()
         assert len(line) < 500
+
+
+@pytest.mark.parametrize("signature", [Signature.NGINX_400, Signature.IIS_403_16, Signature.IIS_403_17])
+def test_what_is_wrong_with_our_certificate_is_told(signature: Signature) -> None:
+    """The upstream does not say; the dates say it themselves."""
+    said = verdict(signature, certificate=own(fact(ends=-DAY)))
+    assert "t expired on 2027-01-14 08:00 UTC." in said.cause
+    assert said.evidence[0] == "our certificate expired on 2027-01-14 08:00 UTC"
+    assert said.remedy.startswith("Put the renewed certificate into the files of `credentials.alice`")
+
+
+def test_missing_intermediate_is_to_be_appended_first() -> None:
+    """By what the upstream listed when it asked."""
+    said = verdict(Signature.NGINX_400, acceptable_cas=("CN=partnerca",))
+    assert said.evidence[0].startswith("our certificate comes from CN=root, which is neither in its file ")
+    assert said.remedy.startswith("Append the certificate of its issuer CN=root to the file of ")

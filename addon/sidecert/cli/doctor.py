@@ -52,8 +52,10 @@ def doctor(what: str | None, credential: str | None, config: Path | None, as_jso
 
     ROUTE tries the route's credential, and if that is refused the others. HOST:PORT tries every credential;
     it needs no config to show what is there. Without an argument all routes are tried in short. No request
-    is ever sent, and no certificate is shown to an upstream that has not proven who it is. Exit status: 0
-    accepted, 1 refused or not reached, 2 bad usage or config.
+    is ever sent, and no certificate is shown to an upstream that has not proven who it is. An upstream may
+    let any handshake pass and judge in its answers: then the report says so, and what is wrong with the
+    certificate. Exit status: 0 accepted, or open with nothing wrong; 1 refused, not reached, or open with a
+    certificate that is surely wrong; 2 bad usage or config.
     """
     from sidecert.diagnosis import NoSubject
 
@@ -61,15 +63,15 @@ def doctor(what: str | None, credential: str | None, config: Path | None, as_jso
         if what is None:
             if credential is not None:
                 fail("--credential needs a ROUTE or HOST:PORT to try it on")
-            accepted = _survey(_load(find_config(config)), config, as_json)
+            passes = _survey(_load(find_config(config)), config, as_json)
         else:
-            accepted = _examine(_subject(what, credential, config), config, as_json)
+            passes = _examine(_subject(what, credential, config), config, as_json)
     except NoSubject as problem:
         fail(copyable(str(problem), config) + meant_as_config(what or ""))
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         raise SystemExit(_INTERRUPTED) from None
-    raise SystemExit(FINE if accepted else NO)
+    raise SystemExit(FINE if passes else NO)
 
 
 def _load(path: Path) -> Generation:
@@ -119,18 +121,19 @@ def _examine(subject: Subject, config: Path | None, as_json: bool) -> bool:
         click.echo(json.dumps(diagnosis.as_json(), indent=2))
     else:
         _conclude(screen, diagnosis, config)
-    return diagnosis.accepted
+    return diagnosis.passes
 
 
 def _conclude(screen: _Screen, diagnosis: Diagnosis, config: Path | None) -> None:
     from sidecert.diagnosis import Status, Step
 
-    status = Status.OK if diagnosis.accepted else Status.FAILED
+    status = Status.OK if diagnosis.accepted else Status.WARNING if diagnosis.passes else Status.FAILED
     told = diagnosis.refusal or diagnosis.verdict
     assert told is not None
     cause = told.cause if isinstance(told, Verdict) else told.detail
     screen.line("")
-    screen.mark(Step("", status, f"{told.title} ({told.outcome})"))
+    # An open verdict is no outcome yet.
+    screen.mark(Step("", status, told.title if diagnosis.open else f"{told.title} ({told.outcome})"))
     screen.line(cause, "    ")
     for each in told.evidence:
         screen.line(f"- {each}", "    ", "      ")
@@ -153,25 +156,31 @@ def _survey(generation: Generation, config: Path | None, as_json: bool) -> bool:
         )
     screen = _Screen(as_json, list(generation.routes))
     attempts = screen.watch(survey(subjects, screen))
-    accepted = all(each.accepted for each in attempts)
+    passes = all(each.passes for each in attempts)
     handshakes = sum(each.handshakes for each in attempts)
     next = copyable(_after_survey(attempts), config)
     if as_json:
         routes = [each.as_json() for each in attempts]
-        document = {"accepted": accepted, "routes": routes, "not_tried": open_ended}
+        document = {
+            "accepted": all(each.accepted for each in attempts),
+            "routes": routes,
+            "not_tried": open_ended,
+        }
         click.echo(json.dumps({**document, "next": next, "handshakes": handshakes}, indent=2))
-        return accepted
+        return passes
     for id in open_ended:
         host = generation.routes[id].config.match.host
         text = f"not tried: its host comes from the call ({host}); sidecert doctor HOST:PORT"
         screen.note(id, copyable(text, config))
     screen.line(f"\n{_count(handshakes)} made, and no request was sent.")
     screen.last(f"Next: {next}")
-    return accepted
+    return passes
 
 
 def _after_survey(attempts: list[Attempt]) -> str:
-    bad = next((each for each in attempts if not each.accepted), None)
+    bad = next((each for each in attempts if not each.passes), None)
+    if bad is None and any(each.open for each in attempts):
+        return "Make the calls: upstreams that let any handshake pass refuse a certificate in their answers."
     if bad is None:
         return "Nothing: make the calls. `sidecert doctor ROUTE` tells more of one."
     return f"sidecert doctor {bad.subject.route}"

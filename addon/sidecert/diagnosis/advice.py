@@ -13,6 +13,8 @@ def next_thing(diagnosis: Diagnosis) -> str:
     assert diagnosis.verdict is not None
     subject, taken = diagnosis.subject, diagnosis.taken
     label = subject.upstream.label
+    if diagnosis.open:
+        return diagnosis.verdict.remedy
     if diagnosis.accepted:
         return _after_a_yes(diagnosis)
     if taken is not None and taken.credential is not None:
@@ -38,11 +40,6 @@ def _after_a_yes(diagnosis: Diagnosis) -> str:
         return (
             f"Make a call. If it is refused, ask those who run {label} on which port they take client "
             "certificates (mostly 8443)."
-        )
-    if diagnosis.asked and diagnosis.required is False:
-        return (
-            "Make a call and look at the status of its answer: 400 or 403 is this upstream's verdict on the "
-            "certificate, in its own words."
         )
     if taken is not None and taken.credential is not None and not _is_routes_own(diagnosis, taken):
         place = f"route {subject.route}" if subject.route else f"a route to {label}"

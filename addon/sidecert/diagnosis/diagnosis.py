@@ -13,7 +13,9 @@ from sidecert.credentials import Credential
 from sidecert.diagnosis.probe import Probe
 from sidecert.diagnosis.subject import Subject
 from sidecert.errors import Refusal
+from sidecert.evidence import evidence
 from sidecert.explain import Verdict, explain
+from sidecert.faults import Fault, faults
 from sidecert.outcome import Observation, Outcome, Stage, decide
 from sidecert.presented import Presented
 from sidecert.words import clean
@@ -47,6 +49,11 @@ class Trial:
     credential: Credential | None
     probe: Probe
     verdict: Verdict
+    open: bool = False
+    """The handshake passes as it does without a certificate, so that it says nothing of this one: the
+    upstream's verdict comes in HTTP."""
+    faults: tuple[Fault, ...] = ()
+    """What surely speaks against the certificate, whatever the upstream says."""
 
     @property
     def id(self) -> str:
@@ -54,12 +61,22 @@ class Trial:
 
     @property
     def accepted(self) -> bool:
-        return self.probe.outcome is Outcome.OK
+        return self.probe.outcome is Outcome.OK and not self.open
+
+    @property
+    def passes(self) -> bool:
+        """Accepted, or nothing is known that an upstream with an open verdict could refuse it for."""
+        return self.accepted or (self.open and not self.faults)
 
     @property
     def answered(self) -> bool:
         """Whether the upstream has said what it thinks of the credential."""
         return self.accepted or self.probe.outcome.startswith("client_cert_")
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The faults in words."""
+        return tuple(f"it {fault.words}" for fault in self.faults)
 
 
 @dataclass(slots=True)
@@ -79,11 +96,23 @@ class Diagnosis:
     trials: list[Trial] = field(default_factory=list)
     verdict: Verdict | None = None
     """The answer, for the handshake that a call would make."""
+    decided_by: Trial | None = None
+    """Whose verdict that is, where the handshake came so far."""
     next: str = ""
 
     @property
     def accepted(self) -> bool:
-        return self.verdict is not None and self.verdict.outcome is Outcome.OK
+        return self.verdict is not None and self.verdict.outcome is Outcome.OK and not self.open
+
+    @property
+    def open(self) -> bool:
+        """See `Trial.open`."""
+        return self.decided_by is not None and self.decided_by.open
+
+    @property
+    def passes(self) -> bool:
+        """Whether there is nothing to mend before a call."""
+        return self.accepted or (self.decided_by is not None and self.decided_by.passes)
 
     @property
     def asked(self) -> bool:
@@ -100,8 +129,8 @@ class Diagnosis:
 
     @property
     def taken(self) -> Trial | None:
-        """The first of the trials that the upstream accepted."""
-        return next((trial for trial in self.trials if trial.accepted), None)
+        """The first of the trials that the upstream accepted, or against which nothing is known."""
+        return next((trial for trial in self.trials if trial.passes), None)
 
     def explain(self, probe: Probe, credential: Credential | None) -> Verdict:
         """The verdict on one handshake, in the words that calls get too."""
@@ -131,6 +160,8 @@ class Diagnosis:
             "server_name": subject.upstream.server_name,
             "trust": subject.trust_label,
             "accepted": self.accepted,
+            "open": self.open,
+            "wrong": list(self.decided_by.wrong) if self.decided_by is not None else [],
             **(refused(self.refusal) if self.refusal is not None else {}),
             **(words(self.verdict) if self.verdict is not None else {}),
             "next": self.next,
@@ -167,6 +198,47 @@ def verdict_on(
         certificate=None if credential is None else credential.own,
         now=time.time(),
     )
+
+
+def judge(subject: Subject, without: Probe | None, found: Probe, credential: Credential | None) -> Trial:
+    """What `found` says of `credential`, where a handshake `without` a certificate came to that.
+
+    Where that one passes too, acceptance proves nothing, unless the upstream said of ours only that it is
+    fine.
+    """
+    own, now = None if credential is None else credential.own, time.time()
+    wrong = faults(found.seen, own, now)
+    proves_nothing = (
+        without is not None
+        and without.outcome is Outcome.OK
+        and found.outcome is Outcome.OK
+        and found.seen.certificate_requested
+        and (without.proven or not found.proven)
+    )
+    if not proves_nothing:
+        return Trial(
+            credential, found, verdict_on(subject, found.outcome, found.seen, credential), False, wrong
+        )
+    label = subject.upstream.label
+    of = "a call without one" if credential is None else f"{credential.id} ({credential.subject})"
+    said = " ".join(f"It {fault.words}." for fault in wrong)
+    call = (
+        "Make a call and look at the status of its answer: 400, 401 or 403 may be this upstream's verdict on "
+        "the certificate, in its own words."
+    )
+    verdict = Verdict(
+        Outcome.OK,
+        "The handshake passes without a certificate" if credential is None else _OPEN,
+        f"{label} asks for a certificate, but lets any handshake pass: its verdict on {of} comes in HTTP, in "
+        f"the answer to a call (nginx: 400).{' ' if said else ''}{said}",
+        evidence(found.seen, own, now),
+        wrong[0].remedy if wrong else call,
+        certain=False,
+    )
+    return Trial(credential, found, verdict, True, wrong)
+
+
+_OPEN = "The handshake passes, as it does without a certificate"
 
 
 def allows(tls: TlsConfig, version: str) -> bool:
@@ -215,5 +287,6 @@ def _certificate(each: Presented) -> dict[str, Any]:
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
-    shown = {"id": trial.id, "accepted": trial.accepted, "proven": trial.probe.proven}
+    shown: dict[str, Any] = {"id": trial.id, "accepted": trial.accepted, "proven": trial.probe.proven}
+    shown |= {"open": trial.open, "wrong": list(trial.wrong)}
     return shown | {"chains_to": [clean(name) for name in trial.probe.seen.chains_to]} | words(trial.verdict)

@@ -10,7 +10,7 @@ from sidecert.config import TlsConfig
 from sidecert.credentials import Credential
 from sidecert.diagnosis import probe, steps
 from sidecert.diagnosis.advice import next_thing
-from sidecert.diagnosis.diagnosis import VERSIONS, Diagnosis, Step, Trial, allows
+from sidecert.diagnosis.diagnosis import VERSIONS, Diagnosis, Step, Trial, allows, judge
 from sidecert.diagnosis.probe import Probe
 from sidecert.diagnosis.subject import Subject
 from sidecert.errors import Refusal
@@ -97,7 +97,8 @@ class _Examination:
             await self._try_all(base)
             return
         else:
-            diagnosis.verdict = diagnosis.explain(base, None)
+            trial = judge(diagnosis.subject, base, base, None)
+            diagnosis.decided_by, diagnosis.verdict = trial, trial.verdict
         reason = steps.not_tried(diagnosis, distrust is not None)
         if reason is not None:
             self._add(reason)
@@ -105,15 +106,19 @@ class _Examination:
     async def _try_all(self, base: Probe) -> None:
         diagnosis = self.diagnosis
         await self._try_each(diagnosis.subject.wanted, base)
-        diagnosis.verdict = (diagnosis.taken or diagnosis.trials[0]).verdict
+        diagnosis.decided_by = decisive = diagnosis.taken or diagnosis.trials[0]
+        diagnosis.verdict = decisive.verdict
         if diagnosis.taken is None and diagnosis.trials[-1].answered:
             await self._try_each(diagnosis.subject.others, base)
 
     async def _try_each(self, credentials: Iterable[Credential | None], base: Probe) -> None:
-        """Until the upstream gives no answer any more: some lock out who tries too often."""
+        """Until the upstream gives no answer any more: some lock out who tries too often.
+
+        One that lets any handshake pass has still said nothing of the next one, which may have no faults.
+        """
         for each in credentials:
             trial = await self._try(each, base)
-            if not trial.answered:
+            if not trial.answered and not trial.open:
                 break
 
     async def _try(self, credential: Credential | None, base: Probe) -> Trial:
@@ -125,7 +130,7 @@ class _Examination:
             self._teller.doing(f"{self._upstream.label} as {credential.id}")
             found = await probe.present(self._upstream, diagnosis.subject.trust, self._tls, credential)
             self._count(found)
-        trial = Trial(credential, found, diagnosis.explain(found, credential))
+        trial = judge(diagnosis.subject, base, found, credential)
         diagnosis.trials.append(trial)
         if credential is not None:
             self._add(steps.trial(trial))

@@ -99,17 +99,19 @@ _LATER = (
 )
 
 
+OPEN = "the handshake passes, as it does without a certificate; the verdict comes in HTTP (nginx: 400)"
+
+
 def trial(each: Trial) -> Step:
     """What became of one credential."""
     name = f"as {each.id}"
+    if each.open:
+        return Step(name, Status.WARNING, OPEN, each.wrong)
     if each.accepted:
         text = "accepted" if each.probe.proven else "accepted as far as it can be seen: no word against it"
-        return Step(name, Status.OK, text)
-    details = [_ending(each.probe)]
-    seen = each.probe.seen
-    if seen.acceptable_cas and not seen.chains_to:
-        details.append("none of the CAs that the upstream accepts issued it")
-    return Step(name, Status.FAILED, f"{each.verdict.title} ({each.verdict.outcome})", tuple(details))
+        return Step(name, Status.WARNING if each.wrong else Status.OK, text, each.wrong)
+    details = (_ending(each.probe), *each.wrong)
+    return Step(name, Status.FAILED, f"{each.verdict.title} ({each.verdict.outcome})", details)
 
 
 def not_tried(diagnosis: Diagnosis, distrusted: bool) -> Step | None:

@@ -1,4 +1,5 @@
-"""All routes in short: for each the one handshake that a call would make."""
+"""All routes in short: for each the handshake that a call would make, and where it passes one without a
+certificate, to see whether that means anything."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecert.diagnosis import probe
-from sidecert.diagnosis.diagnosis import Status, Step, refused, verdict_on, words
+from sidecert.diagnosis.diagnosis import Status, Step, Trial, judge, refused, words
 from sidecert.diagnosis.examination import Teller
 from sidecert.diagnosis.probe import Probe
+from sidecert.diagnosis.steps import OPEN
 from sidecert.diagnosis.subject import Subject
 from sidecert.errors import Refusal
-from sidecert.explain import Verdict
 from sidecert.outcome import Outcome
 
 _AT_ONCE = 16
@@ -24,45 +25,62 @@ class Attempt:
     """One route's handshake, or the rule of ours that forbids it."""
 
     subject: Subject
-    found: Probe | None
-    verdict: Verdict | None
+    trial: Trial | None
+    without: Probe | None = None
+    """The same without a certificate, where ours was taken: whether that means anything."""
     refusal: Refusal | None = None
 
     @property
     def accepted(self) -> bool:
-        return self.found is not None and self.found.outcome is Outcome.OK
+        return self.trial is not None and self.trial.accepted
+
+    @property
+    def passes(self) -> bool:
+        return self.trial is not None and self.trial.passes
+
+    @property
+    def open(self) -> bool:
+        return self.trial is not None and self.trial.open
 
     @property
     def handshakes(self) -> int:
-        return int(self.found is not None and self.found.connected)
+        made = (self.trial.probe if self.trial is not None else None, self.without)
+        return sum(each.connected for each in made if each is not None)
 
     @property
     def step(self) -> Step:
-        """It in one line."""
-        route = self.subject.upstream.route
+        """It in one line, and what is wrong with the certificate."""
+        route, trial = self.subject.upstream.route, self.trial
         where = f"{self.subject.upstream.label} as {route.credential_id}"
         if self.refusal is not None:
             return Step(route.id, Status.FAILED, f"{where}: {self.refusal.title} ({self.refusal.outcome})")
-        assert self.found is not None
-        assert self.verdict is not None
-        if not self.accepted:
-            return Step(route.id, Status.FAILED, f"{where}: {self.verdict.title} ({self.verdict.outcome})")
-        if route.credential is not None and not self.found.seen.certificate_requested:
+        assert trial is not None
+        if trial.open:
+            status = Status.WARNING if trial.passes else Status.FAILED
+            return Step(route.id, status, f"{where}: {OPEN}", trial.wrong)
+        if not trial.accepted:
+            words = f"{where}: {trial.verdict.title} ({trial.verdict.outcome})"
+            return Step(route.id, Status.FAILED, words, trial.wrong)
+        if route.credential is not None and not trial.probe.seen.certificate_requested:
             return Step(route.id, Status.WARNING, f"{where}: accepted, but not asked for its certificate")
-        limit = "" if self.found.proven else " as far as it can be seen"
-        return Step(route.id, Status.OK, f"{where}: accepted{limit}")
+        limit = "" if trial.probe.proven else " as far as it can be seen"
+        return Step(
+            route.id, Status.WARNING if trial.wrong else Status.OK, f"{where}: accepted{limit}", trial.wrong
+        )
 
     def as_json(self) -> dict[str, Any]:
-        route, seen = self.subject.upstream.route, self.found.seen if self.found is not None else None
+        route, trial = self.subject.upstream.route, self.trial
         return {
             "route": route.id,
             "upstream": self.subject.upstream.label,
             "credential": route.credential_id,
             "accepted": self.accepted,
-            "proven": self.found is not None and self.found.proven,
-            "requested": seen.certificate_requested if seen is not None else None,
+            "open": self.open,
+            "wrong": list(trial.wrong) if trial is not None else [],
+            "proven": trial is not None and trial.probe.proven,
+            "requested": trial.probe.seen.certificate_requested if trial is not None else None,
             **(refused(self.refusal) if self.refusal is not None else {}),
-            **(words(self.verdict) if self.verdict is not None else {}),
+            **(words(trial.verdict) if trial is not None else {}),
         }
 
 
@@ -96,9 +114,15 @@ async def survey(subjects: Sequence[Subject], teller: Teller) -> list[Attempt]:
 
 
 async def _attempt(subject: Subject) -> Attempt:
+    upstream = subject.upstream
+    credential = upstream.route.credential
     try:
-        found = await probe.as_a_call(subject.upstream)
+        found = await probe.as_a_call(upstream)
+        without = None
+        if found.outcome is Outcome.OK and found.seen.certificate_requested:
+            tls = upstream.route.config.upstream.tls
+            without = found if credential is None else await probe.look(upstream, subject.trust, tls)
     except Refusal as refusal:
         return Attempt(subject, None, None, refusal)
-    credential = subject.upstream.route.credential
-    return Attempt(subject, found, verdict_on(subject, found.outcome, found.seen, credential))
+    trial = judge(subject, without, found, credential)
+    return Attempt(subject, trial, None if without is found else without)
