@@ -30,12 +30,14 @@ class NotConnected(SidecertError):
 async def connect(upstream: Upstream, seen: Observation) -> socket.socket:
     """A connected, non-blocking socket to `upstream`, within its `connect` time limit.
 
-    Raises NotConnected, and Refusal where a caller chose a host that has a private address.
+    Raises NotConnected, and Refusal where a caller chose a host that has a private address, or where too many
+    names are being looked up.
     """
     limit = upstream.route.config.upstream.timeouts.connect
     try:
         async with asyncio.timeout(limit):
-            addresses = await _resolve(upstream.host, upstream.port)
+            chosen_through = upstream.route.id if upstream.chosen_by_caller else None
+            addresses = await _resolve(upstream.host, upstream.port, chosen_through)
             if upstream.chosen_by_caller and not upstream.route.config.private:
                 _refuse_private(upstream, addresses)
             seen.stage = Stage.CONNECTING
@@ -64,11 +66,12 @@ def _words(error: OSError) -> str:
 
 
 _Found = list[tuple[Any, ...]]
-_MOST_LOOK_UPS = 64
-_under_way: dict[tuple[str, int], concurrent.futures.Future[_Found]] = {}
+_MOST_CHOSEN = 32  # look-ups of names that callers choose, of each route they choose them through
+_MOST_CONFIGURED = 256  # of names in the config, each of which takes one at most
+_under_way: dict[tuple[str, int], tuple[concurrent.futures.Future[_Found], str | None]] = {}
 
 
-async def _look_up(host: str, port: int) -> _Found:
+async def _look_up(host: str, port: int, chosen_through: str | None) -> _Found:
     """What getaddrinfo finds, asked once for all who want to know at the same time.
 
     It blocks its thread until the name servers are given up, long after the call's limit. uvloop has so few
@@ -78,19 +81,35 @@ async def _look_up(host: str, port: int) -> _Found:
     if _is_literal(host):
         return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]  # asks nobody
     key = (host, port)
-    asked = _under_way.get(key)
+    asked, _ = _under_way.get(key, (None, None))
     if asked is None:
-        if len(_under_way) >= _MOST_LOOK_UPS:
-            raise OSError("too many name look-ups have no answer yet")
+        _refuse_without_room(chosen_through)
         asked = concurrent.futures.Future()
         try:
             threading.Thread(target=_ask, args=(asked, host, port), name="look-up", daemon=True).start()
         except RuntimeError as exc:
-            raise OSError("no thread can be had to look the name up") from exc
-        _under_way[key] = asked
+            raise _no_room("No thread can be had to look the name up.") from exc
+        _under_way[key] = asked, chosen_through
         asked.add_done_callback(lambda _: _under_way.pop(key, None))
     # Shielded: it goes on for the others when one of them leaves.
     return await asyncio.shield(asyncio.wrap_future(asked))
+
+
+def _refuse_without_room(chosen_through: str | None) -> None:
+    """Callers that choose names which hang take no room from other routes, nor from names in the config."""
+    count = sum(through == chosen_through for _, through in tuple(_under_way.values()))
+    if chosen_through is None and count >= _MOST_CONFIGURED:
+        raise _no_room(f"The look-ups of {count} names of the config have no answer yet.")
+    if chosen_through is not None and count >= _MOST_CHOSEN:
+        raise _no_room(
+            f"The look-ups of {count} names that callers chose through route {chosen_through} have no answer "
+            "yet."
+        )
+
+
+def _no_room(wrong: str) -> Refusal:
+    right = "Call again after a while; if names hang often, find out what the name servers lack."
+    return Refusal.of(Reason.OVERLOADED, wrong, right, retry_after=1)
 
 
 def _ask(asked: concurrent.futures.Future[_Found], host: str, port: int) -> None:
@@ -100,9 +119,10 @@ def _ask(asked: concurrent.futures.Future[_Found], host: str, port: int) -> None
         asked.set_exception(exc)
 
 
-async def _resolve(host: str, port: int) -> list[_Address]:
+async def _resolve(host: str, port: int, chosen_through: str | None) -> list[_Address]:
+    """`chosen_through` is the route through which a caller chose the host; None for one in the config."""
     try:
-        found = await _look_up(host, port)
+        found = await _look_up(host, port, chosen_through)
     except UnicodeError as exc:
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from exc
     unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found)

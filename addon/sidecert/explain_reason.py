@@ -65,8 +65,10 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "Tell those who run the upstream what `detail` says; the request may have been processed.",
     ),
     Reason.OVERLOADED: (
-        "As many callers are connected as `limits.connections` of the config allows.",
-        "Call again after `Retry-After`; raise `limits.connections` if it happens in everyday use.",
+        "As many callers are connected as `limits.connections` of the config allows, or so many host "
+        "names are being looked up without an answer that no other is; `detail` says which.",
+        "Call again after `Retry-After`; raise `limits.connections` if it happens in everyday use, and look "
+        "at the name servers if names hang.",
     ),
     Reason.POOL_FULL: (
         "All of the route's connections to the upstream were in use for longer than a call may wait.",

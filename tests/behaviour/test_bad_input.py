@@ -215,7 +215,7 @@ def test_host_chosen_through_a_wildcard_must_not_be_private(
 ) -> None:
     """A caller's host that resolves to loopback: 403 and no connection, unless the route says `private`."""
 
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(host: str, port: int, chosen_through: str | None) -> list[Any]:
         return [(socket.AF_INET, ("127.0.0.1", port))]
 
     monkeypatch.setattr(sidecert.connect, "_resolve", resolve)

@@ -135,7 +135,7 @@ def test_connections_to_hosts_of_a_wildcard_are_never_mixed_up(
 ) -> None:
     """One route, many hosts: a call goes to the host that it named, over no other host's connection."""
 
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(host: str, port: int, chosen_through: str | None) -> list[Any]:
         return [(socket.AF_INET, ("127.0.0.1", port))]
 
     monkeypatch.setattr(sidecert.connect, "_resolve", resolve)

@@ -59,7 +59,7 @@ def listening() -> Iterator[socket.socket]:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: Any) -> None:
-    async def resolve(host: str, port: int) -> list[Any]:
+    async def resolve(host: str, port: int, chosen_through: str | None) -> list[Any]:
         return [(V6 if ":" in host_ else V4, (host_, port_)) for host_, port_ in addresses]
 
     monkeypatch.setattr(sidecert.connect, "_resolve", resolve)
@@ -125,7 +125,7 @@ def test_timeout(run: Any) -> None:
 def test_slow_name_server_is_a_timeout_while_resolving(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`connect` covers the look-up too."""
 
-    async def never(host: str, port: int) -> Any:
+    async def never(host: str, port: int, chosen_through: str | None) -> Any:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(sidecert.connect, "_resolve", never)
@@ -206,7 +206,7 @@ def test_name_is_asked_for_once_by_all_who_want_it(run: Any, monkeypatch: pytest
     asked = answer_with(monkeypatch, answer)
 
     async def main() -> None:
-        tasks = [asyncio.ensure_future(_resolve("slow.test", 1)) for _ in range(3)]
+        tasks = [asyncio.ensure_future(_resolve("slow.test", 1, None)) for _ in range(3)]
         while not asked:
             await asyncio.sleep(0.001)
         tasks[0].cancel()
@@ -215,7 +215,7 @@ def test_name_is_asked_for_once_by_all_who_want_it(run: Any, monkeypatch: pytest
         found = await asyncio.gather(*tasks[1:])
         assert found == [[(V4, ("192.0.2.1", 1))]] * 2
         assert asked == ["slow.test"]
-        await _resolve("slow.test", 1)
+        await _resolve("slow.test", 1, None)
         assert asked == ["slow.test"] * 2  # nothing is kept
 
     run(main)
@@ -232,10 +232,10 @@ def test_name_that_hangs_holds_up_no_other(run: Any, monkeypatch: pytest.MonkeyP
     answer_with(monkeypatch, answer)
 
     async def main() -> None:
-        hanging = [asyncio.ensure_future(_resolve(f"dead{n}.test", 1)) for n in range(10)]
+        hanging = [asyncio.ensure_future(_resolve(f"dead{n}.test", 1, None)) for n in range(10)]
         try:
             async with asyncio.timeout(5):
-                assert await _resolve("good.test", 1) == [(V4, ("192.0.2.1", 1))]
+                assert await _resolve("good.test", 1, None) == [(V4, ("192.0.2.1", 1))]
             assert not any(each.done() for each in hanging)
         finally:
             may_answer.set()
@@ -245,7 +245,39 @@ def test_name_that_hangs_holds_up_no_other(run: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_number_of_names_that_hang_is_bounded(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers choose hosts through wildcards: they may not choose how many threads there are."""
+    """Callers choose hosts through wildcards: not how many threads there are, nor whom else they stop."""
+    may_answer = threading.Event()
+
+    def answer(host: str) -> list[str]:
+        assert host == "good.test" or may_answer.wait(10)
+        return ["192.0.2.1"]
+
+    answer_with(monkeypatch, answer)
+    monkeypatch.setattr(sidecert.connect, "_MOST_CHOSEN", 3)
+    good = [(V4, ("192.0.2.1", 1))]
+
+    async def main() -> None:
+        hanging = [asyncio.ensure_future(_resolve(f"dead{n}.test", 1, "wild")) for n in range(3)]
+        await asyncio.sleep(0)
+        try:
+            with pytest.raises(Refusal) as caught:
+                await _resolve("more.test", 1, "wild")
+            assert (caught.value.outcome, caught.value.status) == ("overloaded", 503)
+            assert "3 names that callers chose through route wild" in caught.value.detail
+            assert caught.value.retry_after == 1
+            hanging.append(asyncio.ensure_future(_resolve("dead0.test", 1, "wild")))  # asks for no more
+            assert await _resolve("good.test", 1, "wild-too") == good
+            assert await _resolve("good.test", 1, None) == good
+        finally:
+            may_answer.set()
+            await asyncio.gather(*hanging)
+        assert await _resolve("more.test", 1, "wild") == good
+
+    run(main)
+
+
+def test_names_of_the_config_that_hang_are_bounded_too(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At far more than have ever been dead at once, and in words of their own."""
     may_answer = threading.Event()
 
     def answer(host: str) -> list[str]:
@@ -253,20 +285,33 @@ def test_number_of_names_that_hang_is_bounded(run: Any, monkeypatch: pytest.Monk
         return ["192.0.2.1"]
 
     answer_with(monkeypatch, answer)
-    monkeypatch.setattr(sidecert.connect, "_MOST_LOOK_UPS", 3)
+    monkeypatch.setattr(sidecert.connect, "_MOST_CONFIGURED", 2)
 
     async def main() -> None:
-        hanging = [asyncio.ensure_future(_resolve(f"dead{n}.test", 1)) for n in range(3)]
+        hanging = [asyncio.ensure_future(_resolve(f"dead{n}.test", 1, None)) for n in range(2)]
         await asyncio.sleep(0)
         try:
-            with pytest.raises(OSError, match="too many"):
-                await _resolve("more.test", 1)
+            with pytest.raises(Refusal, match="look-ups of 2 names of the config"):
+                await _resolve("more.test", 1, None)
         finally:
             may_answer.set()
             await asyncio.gather(*hanging)
-        assert await _resolve("more.test", 1) == [(V4, ("192.0.2.1", 1))]
 
     run(main)
+
+
+def test_only_hosts_that_a_caller_chose_count_as_such(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`connect` says through which route; a host in the config was chosen by nobody."""
+    chosen: list[str | None] = []
+
+    async def resolve(host: str, port: int, chosen_through: str | None) -> list[Any]:
+        chosen.append(chosen_through)
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(sidecert.connect, "_resolve", resolve)
+    attempt(run, Place("a.test", 1))
+    attempt(run, Place("a.test", 1, chosen_by_caller=True))
+    assert chosen == [None, "orders"]
 
 
 def test_failed_look_up_is_not_remembered(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,8 +321,8 @@ def test_failed_look_up_is_not_remembered(run: Any, monkeypatch: pytest.MonkeyPa
 
     async def main() -> None:
         with pytest.raises(socket.gaierror):
-            await _resolve("flaky.test", 1)
-        assert await _resolve("flaky.test", 1) == [(V4, ("192.0.2.1", 1))]
+            await _resolve("flaky.test", 1, None)
+        assert await _resolve("flaky.test", 1, None) == [(V4, ("192.0.2.1", 1))]
 
     run(main)
 
