@@ -6,7 +6,6 @@ import asyncio
 import logging
 import select
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -14,24 +13,19 @@ from typing import Protocol, cast
 
 from cryptography import x509
 
+from sidecert.attempt import Attempt
 from sidecert.connect import NotConnected, connect
 from sidecert.errors import BadAnswer, Refusal, SidecertError
-from sidecert.evidence import evidence
 from sidecert.generation import Upstream
 from sidecert.http1 import SWITCHING_PROTOCOLS, AnswerReader, BodyError, ResponseHead
 from sidecert.metrics import RouteStats
-from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
+from sidecert.outcome import Ending, Observation, Outcome, Stage
 from sidecert.sockets import Outflow
 from sidecert.tls import MOST_AGAIN, TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)
 
 _MAX_WORDLESS = 64 * 1024
-_HOLD = 1.0
-"""Seconds to wait for a TLS 1.3 upstream's verdict on our certificate, which mostly is a ticket: a busy one
-may take its time to refuse."""
-_HOLD_KNOWN = 0.15
-"""The same where the upstream is known to say nothing before it has a request, and its silence has to do."""
 _FLUSH_SECONDS = 60.0
 """How long an upstream may read nothing of the last that was sent on a connection that we have closed."""
 _READ_AT_ONCE = 64 * 1024
@@ -89,10 +83,6 @@ class UpstreamConnection(asyncio.Protocol):
         self, upstream: Upstream, stats: RouteStats, on_end: Callable[[UpstreamConnection], None]
     ) -> None:
         self.upstream = upstream
-        self.seen = Observation(certificate_sent=upstream.route.credential is not None)
-        """The attempt to open it, or what the upstream began on it later: see `Observation.afterwards`."""
-        self.outcome: Outcome | None = None
-        """What came of `seen`; None until the verdict."""
         self.unasked = False
         """The upstream was not interested in our certificate, and nobody has been told so yet."""
         self.idle_until = 0.0
@@ -106,8 +96,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._stats = stats
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._started = self._began = self._loop.time()
-        """`_began`: the start of what is in `seen`."""
+        self._started = self._loop.time()
+        sends = upstream.route.credential is not None
+        self._attempt = Attempt(upstream, stats, Observation(certificate_sent=sends))
+        """To open it, or the last that the upstream has begun on it since."""
         self._hello_sent = 0.0
         self._established = 0.0
         self._state = _State.OPENING
@@ -132,7 +124,7 @@ class UpstreamConnection(asyncio.Protocol):
     async def open(self) -> None:
         """Connect and shake hands. Raises NotOpened, or Refusal for an address that may not be called."""
         try:
-            self._socket = await connect(self.upstream, self.seen)
+            self._socket = await connect(self.upstream, self._attempt.seen)
             try:
                 await self._loop.create_connection(lambda: self, sock=self._socket)
             except BaseException:
@@ -143,15 +135,13 @@ class UpstreamConnection(asyncio.Protocol):
                 async with asyncio.timeout(limit):
                     await self._opened
             except TimeoutError as exc:
-                self.seen.timeout = limit
-                self._end(Ending.TIMEOUT)
-                raise NotOpened(self.seen, self._settle()) from exc
+                self._attempt.seen.timeout = limit
+                raise self._end(Ending.TIMEOUT) from exc
         except NotConnected as exc:
-            self._end(self.seen.ending, self.seen.error)
-            raise NotOpened(self.seen, self._settle()) from exc
+            raise self._end(self._attempt.seen.ending) from exc
         except Refusal:
             # Our own rules forbade the attempt, so there is nothing to count.
-            self.outcome = Outcome.UNDECIDED
+            self._attempt.outcome = Outcome.UNDECIDED
             self._end(Ending.ABANDONED)
             raise
         except BaseException:
@@ -174,31 +164,29 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _advance(self, plain: bytes) -> None:
         """See whether the upstream has accepted us, as far as it ever says so."""
-        seen = self.seen
-        if not self._tls.established:
+        attempt, stream = self._attempt, self._tls
+        if not stream.established:
             return
-        if seen.afterwards:
-            if seen.tls_version == "TLSv1.3" and (plain or self._tls.ticket):
-                seen.stage = Stage.PROVEN
-            if seen.stage is Stage.PROVEN:
-                self._settle()
+        heard = bool(plain) or stream.ticket
+        if attempt.seen.afterwards:
+            if attempt.seen.stage is Stage.PROVEN or (attempt.seen.tls_version == "TLSv1.3" and heard):
+                self._accepted()
             return
         if not self._established:
             self._established = self._loop.time()
-        asks_afterwards = seen.tls_version == "TLSv1.3" and seen.certificate_requested
-        if plain or self._tls.ticket or not asks_afterwards:
-            if asks_afterwards:
+        if heard or not attempt.waits_for_verdict:
+            if attempt.waits_for_verdict:
                 self.upstream.habits.waits_for_us = self._state is not _State.OPENING
-            seen.stage = Stage.PROVEN
-            self._settle()
+            self._accepted()
             self._open()
         elif self._hold is None:
-            least = _HOLD_KNOWN if self.upstream.habits.waits_for_us else _HOLD
-            taken = self._established - self._hello_sent
-            limit = self.upstream.route.config.upstream.timeouts.handshake
-            # Well before the handshake's limit, which would make a timeout of an upstream without tickets.
-            wait = min(max(least, 2 * taken), (limit - taken) / 2)
+            wait = attempt.hold(self._established - self._hello_sent)
             self._hold = self._loop.call_later(wait, self._held_long_enough)
+
+    def _accepted(self) -> None:
+        self._attempt.prove(self._tls)
+        if self._attempt.seen.certificate_requested:
+            self.unasked = False
 
     def _held_long_enough(self) -> None:
         try:
@@ -214,56 +202,19 @@ class UpstreamConnection(asyncio.Protocol):
             if not self._opened.done():
                 self._opened.set_result(None)
 
-    def _settle(self) -> Outcome:
-        """Decide the outcome, once, and count it."""
-        if self.outcome is None:
-            self.outcome = outcome = decide(self.seen)
-            seconds = self._loop.time() - self._began
-            self._stats.handshake(self.upstream.route.credential_id, outcome, seconds)
-            if self.seen.stage >= Stage.FINISHED_SENT:
-                self._stats.cert_requested(self.seen.certificate_requested)
-            if outcome is not Outcome.OK and self.seen.certificate_requested:
-                self.note_acceptable_cas()
-            if self.seen.certificate_requested:
-                self.unasked = False
-            # Every other failure is logged with the answer to its call.
-            if outcome is Outcome.UNDECIDED:
-                self._log("undecided", "the call ended before the upstream's verdict")
-            elif outcome is not Outcome.OK and self.seen.afterwards and self._exchange is None:
-                self._log("refused_idle", "a handshake failed that the upstream began on an idle connection")
-            elif self.seen.afterwards and self.seen.certificate_requested:
-                self._tell_asks_afterwards()
-        return self.outcome
+    @property
+    def seen(self) -> Observation:
+        """What was seen of the handshake that opened it, or of what the upstream has begun on it since."""
+        return self._attempt.seen
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of that handshake; None until the verdict."""
+        return self._attempt.outcome
 
     def note_acceptable_cas(self) -> None:
         """Put the CAs that the upstream listed, when it asked for a certificate, into `seen`: for words."""
         self._tls.note_acceptable_cas(self.upstream.route.credential)
-
-    def _tell_asks_afterwards(self) -> None:
-        habits = self.upstream.habits
-        if not habits.asks_afterwards:
-            habits.asks_afterwards = True
-            self._log(
-                "certificate_requested_afterwards",
-                "the upstream asked for a client certificate after the handshake, as for certain paths only",
-            )
-
-    def _log(self, event: str, message: str) -> None:
-        route = self.upstream.route
-        assert self.outcome is not None
-        log.info(
-            message,
-            extra={
-                "event": event,
-                "outcome": self.outcome.value,
-                "route": route.id,
-                "upstream": self.upstream.label,
-                "credential": route.credential_id,
-                "evidence": evidence(
-                    self.seen, None if route.credential is None else route.credential.own, time.time()
-                ),
-            },
-        )
 
     @property
     def ended(self) -> bool:
@@ -294,8 +245,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._exchange = exchange
         self._tls.again = 0
-        if self.outcome is None:
-            self.seen.request_sent = True
+        if self._attempt.outcome is None:
+            self._attempt.seen.request_sent = True
         self.send(data)
 
     def send(self, data: bytes) -> None:
@@ -389,11 +340,11 @@ class UpstreamConnection(asyncio.Protocol):
             except TlsFailure as exc:
                 self._write(stream.take_output())  # our alert
                 self._notice_again()
-                if self.outcome is None:
+                if self._attempt.outcome is None:
                     self._advance(b"")  # the upstream's proof may have come before the failure, in one piece
                 self._end(Ending.TLS, str(exc))
                 return
-            if stream.news or not plain or self.outcome is None:
+            if stream.news or not plain or self._attempt.outcome is None:
                 self._note_news(plain, len(data))
             if plain:
                 self._wordless = 0
@@ -416,7 +367,7 @@ class UpstreamConnection(asyncio.Protocol):
         established = self._established
         if self._notice_again():
             plain = b""  # whatever it is, it was sent before our certificate came
-        if self.outcome is None:
+        if self._attempt.outcome is None:
             self._advance(plain)
         elif self._exchange is None and self._tls.partial:
             self._end(Ending.NONE)  # the beginning of what nobody asked for
@@ -433,15 +384,13 @@ class UpstreamConnection(asyncio.Protocol):
     def _notice_again(self) -> bool:
         """See whether the upstream has begun a handshake anew, or asked for a certificate after it."""
         seen = self._tls.seen
-        if seen is self.seen:
+        if seen is self._attempt.seen:
             return False
-        if self.outcome is None:
-            self.seen.stage = Stage.PROVEN  # it would not go on with us otherwise
-            self._settle()
+        if self._attempt.outcome is None:
+            self._accepted()  # it would not go on with us otherwise
             self._open()
         seen.request_sent = self._exchange is not None
-        self.seen, self.outcome = seen, None
-        self._began = self._loop.time()
+        self._attempt = Attempt(self.upstream, self._stats, seen)
         self._wordless = 0
         return True
 
@@ -565,27 +514,28 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- the end ---------------------------------------------------------------------------------------
 
-    def _end(self, ending: Ending, error: str = "", *, cause: Exception | None = None) -> None:
-        """The one way out. `cause` is what was wrong with the answer, or with us."""
+    def _end(self, ending: Ending, error: str = "", *, cause: Exception | None = None) -> Exception:
+        """The one way out. `cause` is what was wrong with the answer, or with us.
+
+        Gives what is to be told to who waits for the connection to open.
+        """
+        attempt = self._attempt
         if self._state is _State.ENDED:
-            return
+            return NotOpened(attempt.seen, attempt.outcome or Outcome.UNDECIDED)
         self._state = _State.ENDED
         self.reusable = False
         if self._hold is not None:
             self._hold.cancel()
         try:
-            if self.outcome is None:
-                unheard = self.seen.afterwards and self._exchange is None and ending is not Ending.TLS
-                # An idle connection may end at any time, which says nothing about our certificate.
-                self.seen.ending = Ending.ABANDONED if unheard else ending
-                self.seen.error = error or self.seen.error
-                self._settle()
+            stream = self._tls if self._hello_sent else None
+            attempt.end(stream, ending, error, idle=self._exchange is None)
         except Exception as exc:
             log.error("an error of sidecert's own at the end of an upstream connection", exc_info=exc)
             cause = exc
         exchange, self._exchange = self._exchange, None
+        failure = cause or NotOpened(attempt.seen, attempt.outcome or Outcome.UNDECIDED)
         if not self._opened.done():
-            self._opened.set_exception(cause or NotOpened(self.seen, self.outcome or Outcome.UNDECIDED))
+            self._opened.set_exception(failure)
             self._opened.exception()  # it may be that nobody waits any more
         try:
             self._close_transport(ending)
@@ -594,6 +544,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._on_end(self)
             finally:
                 self._tell_end(exchange, ending, cause)
+        return failure
 
     def _close_transport(self, ending: Ending) -> None:
         if self._transport is None:

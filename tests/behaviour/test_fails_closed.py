@@ -22,11 +22,13 @@ from typing import Any
 import pytest
 
 import sidecert.answers
+import sidecert.attempt
 import sidecert.connect
 import sidecert.downstream
 import sidecert.exchange
 import sidecert.refusals
 import sidecert.upstream
+from sidecert.attempt import Attempt
 from sidecert.downstream import Downstream
 from sidecert.exchange import Exchange
 from sidecert.http1 import AnswerReader, RequestParser, ResponseParser, answer_reader
@@ -50,6 +52,7 @@ CLASSES: tuple[type, ...] = (
     Downstream,
     Exchange,
     UpstreamConnection,
+    Attempt,
     Pool,
     AnswerReader,
     TlsStream,
@@ -80,7 +83,7 @@ OTHERS: tuple[tuple[Any, str], ...] = (
     (answer_reader, "body_reader"),
     (answer_reader, "find_head"),
     (sidecert.upstream, "connect"),
-    (sidecert.upstream, "decide"),
+    (sidecert.attempt, "decide"),
 )
 # What everything else falls back to when it has failed: these raise once, not for ever.
 LAST_RESORTS = {

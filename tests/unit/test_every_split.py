@@ -263,7 +263,7 @@ def hear(first: Generation) -> Callable[..., Answered]:
         connection = UpstreamConnection(route.upstream("orders.test"), RouteStats(), lambda _: None)
         connection._tls = Tls()  # type: ignore[assignment]
         connection._state = _State.OPEN
-        connection.outcome = Outcome.OK
+        connection._attempt.outcome = Outcome.OK
         taker = Taker()
         connection.begin(taker, method, b"", None)
         for piece in pieces:
