@@ -42,7 +42,7 @@ class Attempt:
         return self.seen.tls_version == "TLSv1.3" and self.seen.certificate_requested
 
     def hold(self, taken: float) -> float:
-        """Seconds to wait for such a verdict, before a request goes out; the handshake has `taken` so many."""
+        """Seconds to wait for such a verdict before a request goes out, after a handshake of so many."""
         least = _HOLD_KNOWN if self._upstream.habits.waits_for_us else _HOLD
         limit = self._upstream.route.config.upstream.timeouts.handshake
         # Well before the handshake's limit, which would make a timeout of an upstream without tickets.
