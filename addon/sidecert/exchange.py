@@ -39,7 +39,7 @@ from sidecert.upstream import NotOpened, UpstreamConnection
 log = logging.getLogger(__name__)
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-_MAX_WAITING_BODY = 256 * 1024
+_MAX_WAITING_BODY = 64 * 1024
 """Bytes of a request's body that may wait here while a connection is opened."""
 
 _MUCH_LEFT = 64 * 1024

@@ -296,6 +296,25 @@ def test_many_callers_that_read_nothing_cost_their_bound(
         assert running.get("http://small.test/").status == 200
 
 
+def upload_all(stack: ExitStack, running: Sidecar) -> None:
+    """Begins 60 bodies of 20 MB and goes on until the sidecar takes no more of any."""
+    talkers = [stack.enter_context(Talker(running.listener)) for _ in range(MANY)]
+    for talker in talkers:
+        talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 20000000\r\n\r\n")
+        talker.sock.setblocking(False)
+    piece = b"x" * 65536
+    still = 0
+    while still < 3:  # rounds in which nobody took anything
+        moved = 0
+        for talker in talkers:
+            try:
+                moved += talker.sock.send(piece)
+            except BlockingIOError:
+                pass
+        still = 0 if moved else still + 1
+        assert running.get("http://small.test/").status == 200
+
+
 def test_many_uploads_that_nobody_reads_cost_their_bound(
     sidecar: StartSidecar, peers: Peers, pki: Pki, let_go: threading.Event
 ) -> None:
@@ -312,19 +331,20 @@ def test_many_uploads_that_nobody_reads_cost_their_bound(
     assert running.get("http://small.test/").status == 200
     before = running.resident()
     with ExitStack() as stack:
-        talkers = [stack.enter_context(Talker(running.listener)) for _ in range(MANY)]
-        for talker in talkers:
-            talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 20000000\r\n\r\n")
-            talker.sock.setblocking(False)
-        piece = b"x" * 65536
-        still = 0
-        while still < 3:  # rounds in which nobody took anything
-            moved = 0
-            for talker in talkers:
-                try:
-                    moved += talker.sock.send(piece)
-                except BlockingIOError:
-                    pass
-            still = 0 if moved else still + 1
-            assert running.get("http://small.test/").status == 200
+        upload_all(stack, running)
         assert running.resident(peak=True) - before < MANY * MIB
+
+
+def test_many_uploads_that_wait_for_a_connection_cost_their_bound(
+    sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """60 bodies of 20 MB to an upstream that cannot be reached: 64 KiB of each, and what came with that."""
+    running = sidecar(
+        route("orders", peers.black_hole(), trust=pki.trust, timeouts={"connect": "60s"}),
+        route("small", peers.recorder(), trust=pki.trust),
+    )
+    assert running.get("http://small.test/").status == 200
+    before = running.resident()
+    with ExitStack() as stack:
+        upload_all(stack, running)
+        assert running.resident() - before < MANY * 256 * 1024
