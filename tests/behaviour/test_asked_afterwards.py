@@ -146,9 +146,9 @@ def check_refusal(
     running: Sidecar, told: dict[str, Any], name: str, outcome: str, alert: str, how: str
 ) -> None:
     assert (told["status"], told["outcome"]) == (502, outcome)
-    asked, ended = told["evidence"][1], told["evidence"][2:]
-    assert asked.startswith(f"the upstream asked for a client certificate after the handshake ({how}), once")
-    assert any(line.startswith(f"alert {alert}") for line in ended)
+    asked = f"the upstream asked for a client certificate after the handshake ({how}), once"
+    assert any(line.startswith(asked) for line in told["evidence"])
+    assert any(line.startswith(f"alert {alert}") for line in told["evidence"])
     assert "the request may have been processed" in told["detail"]
     assert "not processed" not in told["detail"]
     assert running.outcomes(name) == {"ok": 1, outcome: 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -93,12 +94,22 @@ def _serve_one(
                 length = int(line.split(b":")[1])
         if len(body) >= length:
             break
-    if not to_ask and wire.get_peer_certificate() is None:
-        # As Apache does it: to peek at no bytes takes the handshake to its end.
-        done = lib.SSL_peek(wire._ssl, ffi.new("char[1]"), 0)
-        if wire.get_peer_certificate() is None:
-            wire._raise_ssl_error(wire._ssl, done)
+    if not to_ask:
+        _read_certificate(wire)
     asking.requests.append(came)
     certificate = wire.get_peer_certificate()
     asking.subjects.append(None if certificate is None else certificate.get_subject().CN)
     wire.sendall(_ANSWER)
+
+
+def _read_certificate(wire: SSL.Connection) -> None:
+    """As Apache does it: to peek at no bytes takes the handshake to its end, where that has not come yet."""
+    wire.setblocking(False)  # a peek that blocks goes on to wait for data behind the handshake
+    while wire.get_peer_certificate() is None:
+        done = lib.SSL_peek(wire._ssl, ffi.new("char[1]"), 0)
+        if wire.get_peer_certificate() is None:
+            try:
+                wire._raise_ssl_error(wire._ssl, done)
+            except SSL.WantReadError:
+                select.select([wire], [], [], 20)
+    wire.setblocking(True)
