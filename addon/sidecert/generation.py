@@ -166,8 +166,9 @@ class _Builder:
             trusted = trust if isinstance(trust, str) else _digests(trust)
             context = self._context(settings, credential, trust, (presented, trusted))
             if context is not None:
-                upstream = (settings.id, settings.match.host, settings.private, settings.upstream)
-                identity = (upstream, presented, trusted)
+                place = (settings.id, settings.match.host, settings.private, settings.upstream)
+                # The credential's id too: its connections are counted and explained under it.
+                identity = (place, settings.credential, presented, trusted)
                 routes[settings.id] = Route(settings, credential, context, identity)
         return routes
 

@@ -295,13 +295,11 @@ def test_identity_does_not_differ_with_what_only_chooses_the_route(
     assert other.routes["orders"].identity == base.routes["orders"].identity
 
 
-def test_identity_does_not_differ_with_the_name_of_the_credential(
-    base: Generation, pki: Pki, tmp_path: Path
-) -> None:
-    """What a connection carries is the certificate; its id in our config is nobody else's business."""
+def test_identity_differs_with_the_name_of_the_credential(base: Generation, pki: Pki, tmp_path: Path) -> None:
+    """What happens on a connection is counted and explained under that name."""
     renamed = {**one(pki), "credential": "alicia"}
     other = load(tmp_path / "other", pki, renamed, credentials={"alicia": pki.alice.config})
-    assert other.routes["orders"].identity == base.routes["orders"].identity
+    assert other.routes["orders"].identity != base.routes["orders"].identity
     assert other.routes["orders"].credential_id == "alicia"
 
 
