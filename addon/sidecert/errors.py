@@ -49,7 +49,7 @@ class Reason(Enum):
 
     BAD_REQUEST = ("bad_request", 400, "The request is malformed")
     NO_ROUTE = ("no_route", 403, "No route matches this request")
-    METHOD_NOT_ALLOWED = ("method_not_allowed", 403, "No route takes this method here")
+    METHOD_NOT_ALLOWED = ("method_not_allowed", 403, "The method is not allowed here")
     HOST_NOT_ALLOWED = ("host_not_allowed", 403, "This listener does not answer for that host")
     CALLER_NOT_ALLOWED = ("caller_not_allowed", 403, "This caller may not call")
     PRIVATE_ADDRESS = ("private_address", 403, "The host resolves to a private address")
@@ -58,17 +58,21 @@ class Reason(Enum):
     METHOD_UNKNOWN = ("method_unknown", 501, "The request method is not known")
     UPSTREAM_CLOSED = ("upstream_closed", 502, "The upstream closed the connection without an answer")
     UPSTREAM_BAD_ANSWER = ("upstream_bad_answer", 502, "The upstream's answer is malformed")
-    OVERLOADED = ("overloaded", 503, "The sidecar has no room for another connection")
+    OVERLOADED = ("overloaded", 503, "The sidecar has no room for this call")
     POOL_FULL = ("pool_full", 503, "All connections to the upstream are in use")
     CIRCUIT_OPEN = ("circuit_open", 503, "The upstream keeps failing; not tried again yet")
     DRAINING = ("draining", 503, "The sidecar is shutting down")
     RESPONSE_TIMEOUT = ("response_timeout", 504, "The upstream did not answer in time")
-    INTERNAL = ("internal_error", 502, "The sidecar failed")
+    INTERNAL = ("internal_error", 502, "The sidecar failed, or an addon in it")
 
     def __init__(self, word: str, status: int, title: str) -> None:
         self.word = word
         self.status = status
         self.title = title
+
+
+NOT_RAISED = frozenset((Reason.CALLER_NOT_ALLOWED, Reason.CIRCUIT_OPEN, Reason.DRAINING))
+"""Names that the interface and the metrics have already, and that no call is refused with yet."""
 
 
 class Refusal(SidecertError):

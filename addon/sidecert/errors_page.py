@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from sidecert.errors import Reason
+from sidecert.errors import NOT_RAISED, Reason
 from sidecert.explain import MAPPING, explain
 from sidecert.explain_http import NONE_CAME, explain_answer
 from sidecert.explain_reason import REASONS
@@ -179,6 +179,8 @@ in Integration Server: Security > Certificates > Configure Client Certificates),
 _REFUSALS = """\
 ## Calls that sidecert refuses, or that end later
 
+{not_raised} are in the metrics, but not raised by this version.
+
 """
 
 
@@ -198,8 +200,9 @@ def page() -> Iterator[str]:
     yield _ANSWERS.format(mapping=MAPPING)
     for signature in Signature:
         yield _signature(signature, said)
-    yield _REFUSALS
-    for reason in Reason:
+    names = [f"`{reason.word}`" for reason in Reason if reason in NOT_RAISED]
+    yield _REFUSALS.format(not_raised=f"{', '.join(names[:-1])} and {names[-1]}")
+    for reason in REASONS:
         yield _reason(reason, said)
 
 
@@ -210,7 +213,7 @@ def _contents() -> Iterator[str]:
     groups: tuple[tuple[str, Iterable[str]], ...] = (
         (_HANDSHAKES, (outcome for outcome in Outcome if outcome is not Outcome.OK)),
         (_ANSWERS, Signature),
-        (_REFUSALS, (reason.word for reason in Reason)),
+        (_REFUSALS, (reason.word for reason in REASONS)),
     )
     for text, names in groups:
         title = text.strip().partition("\n")[0].removeprefix("## ")
@@ -233,7 +236,10 @@ def _outcome(outcome: Outcome, said: _Said) -> str:
             now=_NOW,
         )
         cases.append((verdict.title, verdict.cause, verdict.evidence, verdict.remedy))
-    return _entry(outcome, f"answered with {status_of(outcome)}", cases, said)
+    status = f"answered with {status_of(outcome)}"
+    if outcome is Outcome.UNDECIDED:  # the caller has left, or its call ended in another way
+        status = "in the log and the metrics only"
+    return _entry(outcome, status, cases, said)
 
 
 def _signature(signature: Signature, said: _Said) -> str:

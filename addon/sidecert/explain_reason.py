@@ -1,6 +1,6 @@
 """Why sidecert answers a call itself, in general words; each answer has those of its own case.
 
-Pure. A new `Reason` needs an entry in `REASONS`; a test notices when it is missing.
+Pure. A `Reason` that calls are refused with needs an entry in `REASONS`; a test notices when it is missing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "correct the address in the tool. `match.port` is that of this address, so mostly 80 and not 8443.",
     ),
     Reason.METHOD_NOT_ALLOWED: (
-        "Routes match this host and path, but `match.methods` of each leaves this method out.",
-        "Use one of the methods that `detail` names, or add this one to the route.",
+        "Routes match this host and path, but `match.methods` of each leaves this method out; or a header "
+        "such as X-HTTP-Method-Override asks for another method, with which the call would not belong to its "
+        "route. `detail` says which.",
+        "Use one of the methods that `detail` names, or add this one to the route; leave out the header "
+        "where the service needs none.",
     ),
     Reason.HOST_NOT_ALLOWED: (
         "The call came to a listener of one route, with a Host that is neither that route's nor the "
         "listener's own. A web page that plays tricks with DNS does so too.",
         "Call the listener by its own address, or by the host of its route.",
-    ),
-    Reason.CALLER_NOT_ALLOWED: (
-        "This caller is not among those that may use the listener.",
-        "Call from a place that may, or have it added to the config.",
     ),
     Reason.PRIVATE_ADDRESS: (
         "The host came through a wildcard (`*.example.com`) and its name leads to a loopback, link-local or "
@@ -57,8 +56,11 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "Correct the method in the tool.",
     ),
     Reason.UPSTREAM_CLOSED: (
-        "The upstream closed the connection after the request was sent and before an answer began.",
-        "Look into the upstream's log. Send the request again only if it may be done twice.",
+        "The upstream closed the connection before an answer began: after the request was sent, which may "
+        "then have been processed, or as soon as the connection stood, with nothing sent; `detail` says "
+        "which.",
+        "Look into the upstream's log. The request can safely be sent again where `detail` says that no byte "
+        "of it was sent; else only if it may be done twice.",
     ),
     Reason.UPSTREAM_BAD_ANSWER: (
         "The upstream's answer is malformed, or could be read in two ways, and is not passed on.",
@@ -74,22 +76,16 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "All of the route's connections to the upstream were in use for longer than a call may wait.",
         "Call again after `Retry-After`; raise `upstream.pool.max_connections` if the upstream takes more.",
     ),
-    Reason.CIRCUIT_OPEN: (
-        "The upstream has failed so often that it is left alone for a while.",
-        "See in the log how it failed first; call again after `Retry-After`.",
-    ),
-    Reason.DRAINING: (
-        "The sidecar is being stopped: what is under way is finished, nothing new begins.",
-        "Call again after `Retry-After`, when another one has taken over.",
-    ),
     Reason.RESPONSE_TIMEOUT: (
         "The upstream took the request, but did not answer in time, or stopped reading it.",
         "Find out why the upstream is slow, or raise `upstream.timeouts.response` of the route "
         "(`upstream.timeouts.stall` where it stopped in the middle); the request may have been processed.",
     ),
     Reason.INTERNAL: (
-        "An error of sidecert's own. The call was not sent again.",
-        "Report it, with the lines of the log that have the same `request_id`.",
+        "An error of sidecert's own; or, inside mitmproxy, an addon of yours made something of the call that "
+        "cannot be sent. `detail` says which. The call was not sent again.",
+        "Correct the addon, or run without it. Report an error of sidecert's own, with the lines of the log "
+        "that have the same `request_id`.",
     ),
 }
 """Cause and remedy of each."""

@@ -9,7 +9,6 @@ from sidecert.config import TimeoutsConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.evidence import evidence
 from sidecert.explain import explain
-from sidecert.explain_reason import REASONS
 from sidecert.generation import Upstream
 from sidecert.outcome import Observation, Outcome, is_certain
 
@@ -120,7 +119,7 @@ def upstream_closed(upstream: Upstream, seen: Observation | None, *, sent: bool)
     return Refusal.of(
         Reason.UPSTREAM_CLOSED,
         f"{upstream.label} closed the connection after the request was sent and before an answer; {_MAY_BE}.",
-        REASONS[Reason.UPSTREAM_CLOSED][1],
+        "Look into the upstream's log. Send the request again only if it may be done twice.",
         evidence=_seen(
             upstream, seen, "the request was sent", "the connection ended before a byte of an answer"
         ),
@@ -144,7 +143,7 @@ def internal(*, sent: bool) -> Refusal:
     return Refusal.of(
         Reason.INTERNAL,
         f"An error of sidecert's own; the log has the details. {processed}.",
-        REASONS[Reason.INTERNAL][1],
+        "Report it, with the lines of the log that have the same `request_id`.",
     )
 
 

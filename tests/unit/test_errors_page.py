@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import sidecert
 from sidecert.answers import render
-from sidecert.errors import Reason, Refusal
+from sidecert.errors import NOT_RAISED, Reason, Refusal
 from sidecert.errors_page import SAMPLES, page
 from sidecert.explain_reason import REASONS
 from sidecert.http_verdict import Signature
@@ -20,7 +21,7 @@ COMMITTED = Path(__file__).parents[2] / "config" / "errors.md"
 NAMES = [
     *(str(outcome) for outcome in Outcome if outcome is not Outcome.OK),
     *(str(signature) for signature in Signature),
-    *(reason.word for reason in Reason),
+    *(reason.word for reason in Reason if reason not in NOT_RAISED),
 ]
 
 
@@ -81,7 +82,7 @@ def test_each_outcome_has_an_example_and_each_reason_its_words() -> None:
     """A new one without them fails here."""
     assert set(SAMPLES) == set(Outcome)
     assert all(SAMPLES.values())
-    assert set(REASONS) == set(Reason)
+    assert set(REASONS) == set(Reason) - NOT_RAISED
     for cause, remedy in REASONS.values():
         assert cause.endswith(".")
         assert remedy.endswith(".")
@@ -188,3 +189,34 @@ def test_https_by_mistake_is_found_by_the_words_of_the_tool(name: str, words: st
 def test_what_is_not_surely_about_a_certificate_can_be_found() -> None:
     """webMethods says the same of a wrong password: not counted, but whoever searches for it finds it."""
     assert "[ISS.0084.9001] Invalid credentials" in COMMITTED.read_text()
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_only_reasons_that_calls_are_refused_with_have_advice(reason: Reason) -> None:
+    """One that the code does not raise must not be told as if somebody could get it."""
+    tellers = {"errors.py", "errors_page.py", "explain_reason.py", "known_as.py"}
+    package = Path(sidecert.__file__).parent
+    code = "".join(path.read_text() for path in package.rglob("*.py") if path.name not in tellers)
+    assert bool(re.search(rf"\bReason\.{reason.name}\b", code)) is (reason not in NOT_RAISED)
+    assert (f"### {reason.word}\n" in "".join(page())) is (reason not in NOT_RAISED)
+
+
+def test_outcome_that_no_answer_has_is_told_so() -> None:
+    """The caller of an undecided attempt has left, or its answer says something else."""
+    assert "answered with" not in section("undecided")
+    assert "in the log and the metrics only" in section("undecided")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (Reason.METHOD_NOT_ALLOWED, ("match.methods", "X-HTTP-Method-Override")),
+        (Reason.UPSTREAM_CLOSED, ("after the request was sent", "with nothing sent")),
+        (Reason.INTERNAL, ("sidecert's own", "an addon of yours")),
+        (Reason.OVERLOADED, ("limits.connections", "looked up")),
+    ],
+)
+def test_words_fit_each_case_of_a_reason(reason: Reason, words: tuple[str, ...]) -> None:
+    """Each of these reasons stands for two cases, and the page is read in both."""
+    said = " ".join(section(reason.word).split())
+    assert all(word in said for word in words)
