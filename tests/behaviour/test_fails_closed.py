@@ -48,6 +48,7 @@ from support.sidecar import Addressed, config, route
 
 HANG = 2.0  # seconds in which a caller must have been told
 BIG = 8 << 20
+TRIES = 5  # chances for a place that the run of a call that was looked at came through by its timing
 CLASSES: tuple[type, ...] = (
     Downstream,
     Exchange,
@@ -123,6 +124,16 @@ BOOKKEEPING = {
     "UpstreamConnection.close",
     "UpstreamConnection.is_alive",
     "UpstreamConnection.leave",
+}
+# Reached in some runs of a call and not in others, so that all the tries may be in vain.
+SOMETIMES = {
+    # the upstream's answer comes in one piece or in several
+    "Exchange.take_piece",
+    "ResponseParser.check_partial",
+    # by the tick that a deadline falls in: most are moved without a new one
+    "Deadline._wait",
+    "Timers.add",
+    "Timers.remove",
 }
 
 
@@ -220,6 +231,9 @@ def by_path(asked: Asked) -> None:
             while data := asked.wire.recv(65536):
                 asked.send(data)
             asked.ended = True
+        case "/held":
+            GATE.wait(5)
+            asked.send(head(200, ("Content-Length", "6")) + b"abcdef")
         case "/slow-to-read":
             GATE.wait(5)
             asked.read_body()
@@ -243,11 +257,11 @@ class CutAtAccept(Exception):
 
 @dataclass
 class Stage:
-    """Where one call is made. `arm` lets the fault come from now on; `ends` says how each call ended."""
+    """Where one call is made. `over` is whether the fault has come; `ends` how each request ended."""
 
     inside: Inside
-    arm: Callable[[], None]
-    natural: frozenset[str] = frozenset()
+    on_arm: Callable[[], None]
+    over: Callable[[], bool]
     ends: list[str] = field(default_factory=list)
     talkers: list[Talker] = field(default_factory=list)
 
@@ -259,6 +273,27 @@ class Stage:
             raise CutAtAccept from None
         self.talkers.append(talker)
         return talker
+
+    def arm(self) -> None:
+        """Lets the fault come from now on; not while a connection from before is still being accepted."""
+        self.inside.wait_for(lambda: len(self.inside.plane.connections) == len(self.talkers))
+        self.on_arm()
+
+    def wait_until_asked(self, route: str = "good") -> None:
+        """Waits until the first request is on its way, on a connection that the upstream has accepted."""
+        pool = self.inside.pool(route)
+        self.inside.wait_for(
+            lambda: pool.stats.active == 1 and all(c.outcome is not None for c in pool._connections)
+        )
+
+    def wait_unless_broken(self, route: str, condition: Callable[[], bool]) -> None:
+        """Waits until `condition` holds; in vain where the fault came first, and then not for long."""
+        stats = self.inside.stats(route)
+        try:
+            self.inside.wait_for(lambda: condition() or (self.over() and not stats.in_progress), 1)
+        except AssertionError:
+            if not self.over():
+                raise
 
     def request(self, target: str, *fields: str, method: str = "GET", route: str = "good") -> bytes:
         lines = [f"{method} {target}?{next(NUMBERS)} HTTP/1.1", f"Host: {route}.test", *fields]
@@ -332,11 +367,14 @@ def pipelined(stage: Stage) -> None:
 
 def second_of_pipelined(stage: Stage) -> None:
     """The fault comes while the second request waits behind the first."""
+    GATE.clear()
     talker = stage.talker()
-    stage.send(talker, stage.request("/chunked") + stage.request("/pipelined"))
-    stage.read(talker)
+    stage.send(talker, stage.request("/held") + stage.request("/pipelined"))
+    stage.wait_until_asked()
     stage.arm()
-    stage.read(talker)
+    GATE.set()
+    if stage.read(talker) is not None:
+        stage.read(talker)
 
 
 def posted(stage: Stage) -> None:
@@ -344,6 +382,7 @@ def posted(stage: Stage) -> None:
     talker = stage.talker()
     stage.arm()
     stage.send(talker, stage.request("/posted", "Content-Length: 6", method="POST") + b"abc")
+    stage.inside.wait_for(lambda: stage.inside.stats("good").in_progress == 1 or stage.over())
     stage.send(talker, b"def")
     stage.read(talker)
 
@@ -363,7 +402,7 @@ def posted_chunked(stage: Stage) -> None:
     stage.send(
         talker, stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n"
     )
-    stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
+    stage.wait_until_asked()
     stage.arm()
     stage.send(talker, b"3\r\ndef\r\n0\r\nX-Sum: 6\r\n\r\n")
     stage.read(talker)
@@ -433,15 +472,8 @@ def slow_reader(stage: Stage) -> None:
     talker.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     stage.arm()
     stage.send(talker, stage.request("/big"))
-    try:
-        stage.inside.wait_for(lambda: any(getattr(c, "_write_paused", True) for c in _open(stage)), 1)
-    except AssertionError:
-        pass  # the fault came first
+    stage.wait_unless_broken("good", lambda: any(c._write_paused for c in stage.inside.plane.connections))
     stage.read(talker, b"s" * BIG)
-
-
-def _open(stage: Stage) -> list[Any]:
-    return list(stage.inside.plane.connections) or [None]
 
 
 def slow_upstream(stage: Stage) -> None:
@@ -449,13 +481,11 @@ def slow_upstream(stage: Stage) -> None:
     GATE.clear()
     talker = stage.talker()
     stage.send(talker, stage.request("/slow-to-read", f"Content-Length: {BIG}", method="POST"))
+    stage.wait_until_asked()
     stage.arm()
     sender = threading.Thread(target=stage.send, args=(talker, b"p" * BIG), daemon=True)
     sender.start()
-    try:
-        stage.inside.wait_for(lambda: any(getattr(c, "_reading_paused", True) for c in _open(stage)), 1)
-    except AssertionError:
-        pass
+    stage.wait_unless_broken("good", lambda: any(c._reading_paused for c in stage.inside.plane.connections))
     GATE.set()
     stage.read(talker)
     talker.reset()
@@ -477,7 +507,7 @@ def caller_leaves(stage: Stage) -> None:
     """A caller that goes while the upstream is thinking."""
     talker = stage.talker()
     stage.send(talker, stage.request("/silence"))
-    stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
+    stage.wait_until_asked()
     stage.arm()
     talker.reset()
 
@@ -516,7 +546,7 @@ def malformed_body(stage: Stage) -> None:
     stage.send(
         talker, stage.request("/posted", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n"
     )
-    stage.inside.wait_for(lambda: stage.inside.stats("good").active == 1)
+    stage.wait_until_asked()
     stage.arm()
     stage.send(talker, b"zzz\r\n")
     stage.read(talker)
@@ -585,7 +615,7 @@ def full_pool_for_long(stage: Stage) -> None:
     """The only connection stays in use."""
     first, second = stage.talker(), stage.talker()
     first.send(stage.request("/silence", route="narrow-and-brief"))
-    stage.inside.wait_for(lambda: stage.inside.stats("narrow-and-brief").active == 1)
+    stage.wait_until_asked("narrow-and-brief")
     stage.arm()
     second.send(stage.request("/waits", route="narrow-and-brief"))
     stage.read(second)
@@ -601,7 +631,9 @@ def swept(stage: Stage) -> None:
     try:
         stage.inside.wait_for(lambda: not stage.inside.stats("forgetful").idle, 0.3)
     except AssertionError:
-        pass  # it stays for as long as the fault does
+        if not stage.over():
+            raise
+        # it stays for as long as the fault does
     stage.send(talker, stage.request("/swept", route="forgetful"))
     stage.read(talker)
 
@@ -651,10 +683,13 @@ class World:
     inside: Inside
     upstream: TlsRecorder
     restart: Callable[[], Inside]
+    _closed: list[UpstreamConnection] = field(default_factory=list)
 
-    def perform(self, call: Callable[[Stage], None], arm: Callable[[], None]) -> Stage:
+    def perform(
+        self, call: Callable[[Stage], None], arm: Callable[[], None], over: Callable[[], bool] = lambda: False
+    ) -> Stage:
         """Makes the call; everything that was opened for it is closed again."""
-        stage = Stage(self.inside, arm)
+        stage = Stage(self.inside, arm, over)
         try:
             call(stage)
         except CutAtAccept:
@@ -664,6 +699,30 @@ class World:
             for talker in stage.talkers:
                 talker.close()
         return stage
+
+    def play(self, call: Callable[[Stage], None], arm: Callable[[], None], over: Callable[[], bool]) -> Stage:
+        """Makes the call from the state that it names: with no connection that a call before it has left.
+
+        What comes after the caller has been told belongs to the call too: it lasts until `over`, or until
+        nothing of it is left.
+        """
+        self.inside.ask(self._close_idle)
+        self.inside.wait_for(self._no_connections, why="idle connections did not end")
+        stage = self.perform(call, arm, over)
+        self.inside.wait_for(lambda: over() or not self.inside.leftovers(), why="the call did not end")
+        return stage
+
+    def _close_idle(self) -> None:
+        for pool in self.inside.plane.pools.values():
+            for connection in pool._all_idle():
+                self._closed.append(connection)
+                connection.close()
+            pool._sweep()  # so that it does not look out for any of them either
+
+    def _no_connections(self) -> bool:
+        """Whether the loop has told of the last one's end: nothing of it may come into the next call."""
+        self._closed = [connection for connection in self._closed if not connection._lost]
+        return not self._closed and not any(pool._connections for pool in self.inside.plane.pools.values())
 
     def begin_anew(self) -> None:
         self.inside.stop()
@@ -722,8 +781,8 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
         logging.getLogger("sidecert").setLevel(logging.NOTSET)
 
 
-def reached(world: World, call: Callable[[Stage], None]) -> list[Place]:
-    """The places that an undisturbed call comes through once it is armed."""
+def reached(world: World, call: Callable[[Stage], None]) -> tuple[list[Place], list[str]]:
+    """The places that an undisturbed call comes through once it is armed, and how it ends."""
     counts: dict[Place, int] = {}
     armed = False
 
@@ -741,11 +800,13 @@ def reached(world: World, call: Callable[[Stage], None]) -> list[Place]:
     with ExitStack() as stack:
         for place in places():
             stack.enter_context(place.wrapped(count(place)))
-        stage = world.perform(call, arm)
+        stage = world.play(call, arm, lambda: False)
         natural = CALLS[call] or {"whole"}
+        if call is not caller_leaves:
+            assert stage.ends
+            assert stage.ends[-1] in natural, stage.ends
         assert set(stage.ends) <= natural | {"whole"}, stage.ends
-        world.inside.check_nothing_left()
-    return list(counts)
+    return list(counts), stage.ends
 
 
 # Where the closing of a transport itself is made to fail, it is left to the end of the loop.
@@ -762,9 +823,9 @@ def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
     """
     natural = CALLS[call] | {"whole", "cut", "internal_error"}
     failures = []
-    found = reached(world, call)
+    found, usual_ends = reached(world, call)
     if call in SLOW:
-        usual = reached(world, fresh)
+        usual, _ = reached(world, fresh)
         found = [place for place in found if place not in usual]
     for place in found:
         for always in (
@@ -781,11 +842,21 @@ def test_no_exception_of_ours_hangs_a_caller_or_sends_anything_unasked(
             def arm(armed: list[bool] = armed) -> None:
                 armed[0] = True
 
+            def over(raised: list[int] = raised) -> bool:
+                return raised[0] > 0
+
             try:
                 with place.wrapped(enter):
-                    stage = world.perform(call, arm)
-                    assert set(stage.ends) <= natural, stage.ends
+                    for _ in range(TRIES):
+                        armed[0] = False
+                        stage = world.play(call, arm, over)
+                        if raised[0]:
+                            break
                     armed[0] = False
+                    assert raised[0] or str(place) in SOMETIMES, "was not reached again"
+                    assert set(stage.ends) <= natural, stage.ends
+                    # whoever was cut is not told anything more
+                    assert len(stage.ends) == len(usual_ends) or stage.ends[-1:] == ["cut"], stage.ends
                 if str(place) in BOOKKEEPING:
                     world.begin_anew()
                 world.check_unharmed()
