@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -301,7 +302,7 @@ class TlsRecorder:
 
     `trust` is the CA of callers' certificates; `verify` off asks for none, optional takes both.
     `requests` holds what was seen, `connections` and `handshakes` count, `failures` has the text of each
-    handshake that failed. An error in an `answer` fails the test when the recorder is stopped.
+    handshake that failed, `failed_at` its time. An error in an `answer` fails the test when the recorder is stopped.
     """
 
     name = "python"
@@ -319,6 +320,7 @@ class TlsRecorder:
         self.answer = answer
         self.requests: list[Seen] = []
         self.failures: list[str] = []
+        self.failed_at: list[float] = []
         self.connections = 0
         self.handshakes = 0
         self._errors: list[BaseException] = []
@@ -406,7 +408,8 @@ class TlsRecorder:
         try:
             wire = self._context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=True)
         except (OSError, ValueError) as error:
-            text = str(error)
+            text, now = str(error), time.monotonic()
+            self._note(lambda: self.failed_at.append(now))
             self._note(lambda: self.failures.append(text))
             with self._changed:
                 self._open.discard(plain)

@@ -397,7 +397,8 @@ def test_stale_unix_socket_is_replaced(sidecar: Sidecar, tmp_path: Path) -> None
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
     with running(sidecar, unix(path)):
-        talk(socket.AF_UNIX, str(path), b"GET /-/ready HTTP/1.0\r\n\r\n")
+        answer = talk(socket.AF_UNIX, str(path), b"GET /-/ready HTTP/1.0\r\n\r\n")
+    assert answer.split(b" ")[1] == b"200"
 
 
 def test_unix_socket_of_a_living_process_and_other_files_are_left_alone(
