@@ -8,7 +8,8 @@ The way of a call, and where to read on:
     plane         what all calls share; finds the route (`routing`) and with it the credential
     pool          the connections of one route; who may reuse which
     upstream      one mutual-TLS connection: `connect` finds the way, `tls` shakes hands and observes
-    outcome       what came of the attempt, from a closed list (`explain` says it in words)
+    attempt       one handshake on it, from its beginning to its verdict: counted and logged once
+    outcome       what came of that handshake, from a closed list (`explain` says it in words)
     metrics       the numbers; `answers` are what sidecert says itself
 
 What it goes by: `config` (the file), `credentials` (certificates and keys), both built into a `generation`,

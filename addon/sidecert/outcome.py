@@ -1,7 +1,7 @@
-"""What came of one attempt to open an upstream connection: a closed list, and the pure rule that decides.
+"""What came of one handshake with an upstream: a closed list, and the pure rule that decides.
 
-The wire is watched by `tls` and `upstream`, which fill in an `Observation`. Nothing else may name an
-outcome: metrics, log, answer and explanation all say what `decide` said, once per attempt.
+The wire is watched by `connect`, `tls`, `attempt` and `upstream`, which fill in an `Observation`. Nothing
+else may name an outcome: metrics, log, answer and explanation all say what `decide` said, once per handshake.
 """
 
 from __future__ import annotations

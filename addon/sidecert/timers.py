@@ -78,11 +78,6 @@ class Deadline:
         if when < self._tick:
             self._wait(when if seconds < _AHEAD else now + _AHEAD)
 
-    def set_no_later(self, seconds: float) -> None:
-        """Let it pass in `seconds` from now, unless it passes before that anyway."""
-        if self._now() + seconds < self._when:
-            self.set(seconds)
-
     def clear(self) -> None:
         """Let it never pass."""
         self._when = inf

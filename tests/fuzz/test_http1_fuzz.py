@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from sidecert.errors import BadAnswer, Refusal
 from sidecert.http1 import (
     CHUNKED,
-    LAST_CHUNK,
     UNTIL_CLOSE,
     BodyError,
     ChunkedBody,
@@ -27,6 +26,7 @@ from sidecert.http1 import (
     find_head,
     upstream_head,
 )
+from sidecert.http1.framing import LAST_CHUNK
 from sidecert.http1.hopbyhop import KEEP, KINDS, OUTCOME
 
 REQUESTS = RequestParser(16 * 1024)

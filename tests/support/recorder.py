@@ -302,7 +302,8 @@ class TlsRecorder:
 
     `trust` is the CA of callers' certificates; `verify` off asks for none, optional takes both.
     `requests` holds what was seen, `connections` and `handshakes` count, `failures` has the text of each
-    handshake that failed, `failed_at` its time. An error in an `answer` fails the test when the recorder is stopped.
+    handshake that failed, `failed_at` its time. An error in an `answer` fails the test when the
+    recorder is stopped.
     """
 
     name = "python"

@@ -22,8 +22,8 @@ PAGE = Path(__file__).parents[2] / "addon" / "TRUTH_TABLE.md"
 WRITE = os.environ.get("SIDECERT_WRITE_TRUTH_TABLE") == "1"
 
 IN_TIME = 1.0 + 1.0
-"""Seconds from the upstream's verdict to the answer: the one that is promised, and one in which a busy machine
-may let us wait."""
+"""Seconds from the upstream's verdict to the answer: the one that is promised, and one in which a busy
+machine may let us wait."""
 
 _VERSIONS: tuple[TlsVersion, ...] = ("1.2", "1.3")
 _HEAD = """# What each handshake comes to

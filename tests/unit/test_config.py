@@ -224,7 +224,6 @@ def test_a_broken_part_leaves_the_others_readable(tmp_path: Path) -> None:
     assert list(draft.config.credentials) == ["good"]
     assert [route.id for route in draft.config.routes] == ["good"]
     assert draft.config.limits.connections == 1000
-    assert draft.known_credentials == {"good", "bad"}
     assert draft.known_routes == {"good": 1, "bad": 2}
     assert [problem.path for problem in draft.problems] == [
         "listeners[1].bind",

@@ -6,7 +6,6 @@ import pytest
 
 from sidecert.http1 import (
     CHUNKED,
-    LAST_CHUNK,
     UNTIL_CLOSE,
     BodyError,
     ChunkedBody,
@@ -15,6 +14,7 @@ from sidecert.http1 import (
     framing,
     last_chunk,
 )
+from sidecert.http1.framing import LAST_CHUNK
 from support.malformed import BAD_CHUNKS
 
 

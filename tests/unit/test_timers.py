@@ -135,20 +135,6 @@ def test_deadlines_of_one_tick_share_a_timer(scene: Scene) -> None:
     assert scene.loop.waiting == 0
 
 
-def test_no_later_moves_it_earlier_only(scene: Scene) -> None:
-    """What passes before that anyway stays as it is."""
-    deadline = scene.deadline()
-    deadline.set_no_later(5)
-    deadline.set_no_later(10)
-    scene.loop.go(5 + TICK)
-    scene.check(1005)
-    now = scene.loop.now
-    deadline.set(10)
-    deadline.set_no_later(3)
-    scene.loop.go(3 + TICK)
-    scene.check(1005, now + 3)
-
-
 @pytest.mark.parametrize("end", ["clear", "close"])
 def test_never_passes_once_it_was_cleared(end: str, scene: Scene) -> None:
     """Cleared or closed; it may be set anew after either."""
@@ -236,22 +222,6 @@ def test_moving_it_earlier_takes_the_later_timer_back(scene: Scene) -> None:
     assert scene.loop.waiting == 1
     scene.loop.go(100)
     scene.check(1002)
-
-
-def test_no_later_counts_anew_once_it_has_passed_or_was_cleared(scene: Scene) -> None:
-    """What no longer holds bounds nothing."""
-    deadline = scene.deadline()
-    deadline.set_no_later(1)
-    scene.loop.go(1 + TICK)
-    deadline.set_no_later(5)
-    second = scene.loop.now + 5
-    scene.loop.go(5 + TICK)
-    deadline.set(1)
-    deadline.clear()
-    deadline.set_no_later(5)
-    third = scene.loop.now + 5
-    scene.loop.go(5 + TICK)
-    scene.check(1001, second, third)
 
 
 def test_callback_that_raises_leaves_the_others_alone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,12 +58,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Draft:
-    """What a file holds. `config` has the parts that are right; the ids of the others are known too."""
+    """What a file holds. `config` has the parts that are right; the ids of the other routes are known too."""
 
     path: Path
     problems: list[Problem]
     config: Config
-    known_credentials: frozenset[str]
     known_routes: Mapping[str, int]
     """Where in the list each id stands."""
     source: Source
@@ -77,9 +76,8 @@ def read(path: Path) -> Draft:
     """The config in a file. Nothing is raised for what a user can get wrong: see `Draft.problems`."""
     source = load(path)
     if not source.usable:
-        return Draft(path, source.problems, Config(version=1, routes=()), frozenset(), {}, source)
+        return Draft(path, source.problems, Config(version=1, routes=()), {}, source)
     # not resolved: a mounted secret is rotated by swapping a symlink above the file
     reader = Reader(source, path.absolute().parent)
     config = reader.read()
-    credentials = frozenset(reader.known("credentials"))
-    return Draft(path, reader.problems(), config, credentials, reader.known("routes"), source)
+    return Draft(path, reader.problems(), config, reader.known("routes"), source)

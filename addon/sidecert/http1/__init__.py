@@ -13,13 +13,10 @@ from sidecert.http1.answer_reader import SWITCHING_PROTOCOLS, AnswerReader
 from sidecert.http1.cookie_names import hide
 from sidecert.http1.framing import (
     CHUNKED,
-    LAST_CHUNK,
     UNTIL_CLOSE,
     BodyError,
     BodyReader,
     ChunkedBody,
-    CloseBody,
-    LengthBody,
     body_reader,
     encode_chunk,
     find_head,
@@ -32,7 +29,6 @@ from sidecert.http1.response_head import ResponseHead, ResponseParser, downstrea
 
 __all__ = [
     "CHUNKED",
-    "LAST_CHUNK",
     "LOCATION",
     "OWS",
     "REFRESH",
@@ -44,8 +40,6 @@ __all__ = [
     "BodyError",
     "BodyReader",
     "ChunkedBody",
-    "CloseBody",
-    "LengthBody",
     "RequestHead",
     "RequestParser",
     "ResponseHead",
