@@ -38,6 +38,7 @@ class Reader:
         self._checker = Checker(source, folder)
         self._sections = self._checker.keys(Config, source.root, ())
         self._known: dict[str, dict[str, int]] = {"credentials": {}, "routes": {}}
+        self._usable: dict[str, list[str]] = {}
         self._guesses = 0
 
     def read(self) -> Config:
@@ -258,19 +259,27 @@ class Reader:
         raw = self._sections.get(section)
         if raw is not None and not isinstance(raw, MappingNode | ListNode):
             return False
-        sound = [each for each in known if is_name(each)]  # the others are problems of their own
-        names = [*sound, "none"] if section == "credentials" else sound
+        names = self._names_to_use(section)
         self._guesses += 1
         near = nearest(wanted, names) if self._guesses <= _GUESSES else None
         if near:
             right = f"did you mean {near}?"
-        elif sound:
-            more = ", ..." if len(sound) > _NAMES_SHOWN else ""
+        elif names and names != ["none"]:
+            more = ", ..." if len(names) > _NAMES_SHOWN else ""
             right = f"the {section} are {', '.join(names[:_NAMES_SHOWN])}{more}"
         else:
             right = f"there are no {section} here yet"
         self._checker.add(path, f"there is no {section[:-1]} {shown(wanted)}", right)
         return False
+
+    def _names_to_use(self, section: str) -> list[str]:
+        """What may be written where a part is referred to; bad names of parts are problems of their own."""
+        names = self._usable.get(section)
+        if names is None:
+            names = self._usable[section] = [each for each in self._known[section] if is_name(each)]
+            if section == "credentials":
+                names.append("none")
+        return names
 
 
 def _value(raw: object, key: str) -> Any:
