@@ -36,11 +36,6 @@ class Attempt:
         self._now = asyncio.get_running_loop().time
         self._began = self._now()
 
-    @property
-    def waits_for_verdict(self) -> bool:
-        """Whether the upstream judges our certificate only after our side of the handshake is over."""
-        return self.seen.tls_version == "TLSv1.3" and self.seen.certificate_requested
-
     def hold(self, taken: float) -> float:
         """Seconds to wait for such a verdict before a request goes out, after a handshake of so many."""
         least = _HOLD_KNOWN if self._upstream.habits.waits_for_us else _HOLD
@@ -101,8 +96,6 @@ class Attempt:
                 "route": route.id,
                 "upstream": self._upstream.label,
                 "credential": route.credential_id,
-                "evidence": evidence(
-                    self.seen, None if route.credential is None else route.credential.own, time.time()
-                ),
+                "evidence": evidence(self.seen, route.own, time.time()),
             },
         )

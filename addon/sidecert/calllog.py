@@ -90,7 +90,6 @@ def rejected(
     Returns the words. Loud only where it is the `first` of its kind on the route since the config was loaded:
     a caller may go on to call for hours.
     """
-    credential = upstream.route.credential
     verdict = explain_answer(
         signature,
         seen,
@@ -98,7 +97,7 @@ def rejected(
         server=answer.server,
         upstream=upstream.label,
         credential=upstream.route.credential_id,
-        certificate=None if credential is None else credential.own,
+        certificate=upstream.route.own,
         now=time.time(),
     )
     _LOG.log(

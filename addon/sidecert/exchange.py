@@ -45,7 +45,7 @@ _MAX_WAITING_BODY = 64 * 1024
 _MUCH_LEFT = 64 * 1024
 """Bytes of a request's body that a slow upstream may still have to read after we have written the last."""
 
-_CALLER_LEFT = 499
+CALLER_LEFT = 499
 """Counted for a call whose caller left before an answer began, as nginx does."""
 
 
@@ -151,7 +151,7 @@ class Exchange:
                 if self._answer_begun:
                     self._end(self._status, from_upstream=True)
                 else:
-                    self._end(_CALLER_LEFT)
+                    self._end(CALLER_LEFT)
             finally:
                 if self._tunnel and self._connection is not None:
                     connection, self._connection = self._connection, None

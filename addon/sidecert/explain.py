@@ -42,10 +42,11 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class Case:
+    """What all words about a refusal are made of; `explain_http` has a case of its own."""
+
     seen: Observation
     upstream: str
-    server_name: str
     credential: str
     certificate: OwnCertificate | None
     now: float
@@ -58,6 +59,11 @@ class _Case:
     @property
     def faults(self) -> tuple[Fault, ...]:
         return faults(self.seen, self.certificate, self.now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case(Case):
+    server_name: str
 
     @property
     def theirs(self) -> Presented | None:
@@ -102,9 +108,9 @@ def explain(
     `upstream` is `host:port`; `credential` an id or `none`; `certificate` is its certificate; `now`, in epoch
     seconds, is what validity is judged by.
     """
-    case = _Case(seen, upstream, server_name, credential, certificate, now)
+    case = _Case(seen, upstream, credential, certificate, now, server_name)
     # Without a certificate nothing of it can be wrong, whatever the alert says.
-    misses = certificate is None and outcome.startswith("client_cert_")
+    misses = certificate is None and outcome.blames_our_certificate
     title, cause, remedy = (_required if misses else _WORDS[outcome])(case)
     return Verdict(outcome, title, cause, evidence(seen, certificate, now), remedy, is_certain(seen))
 

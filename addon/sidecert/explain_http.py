@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecert.evidence import evidence
-from sidecert.explain import MAPPING
-from sidecert.faults import Fault, faults
+from sidecert.explain import MAPPING, Case
 from sidecert.http_verdict import Signature
 from sidecert.outcome import Observation
 from sidecert.presented import OwnCertificate
@@ -31,22 +30,7 @@ class AnswerVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    seen: Observation
-    upstream: str
-    credential: str
-    certificate: OwnCertificate | None
-    now: float
-
-    @property
-    def sent(self) -> str:
-        own = "" if self.certificate is None else f" ({self.certificate.subject})"
-        return f"the certificate of the credential {self.credential}{own}"
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        return faults(self.seen, self.certificate, self.now)
-
+class _Case(Case):
     @property
     def ask(self) -> str:
         return f"Ask those who run {self.upstream} what its log says at this time"

@@ -18,6 +18,7 @@ from sidecert import routing
 from sidecert.config import Config, Draft, RouteConfig, bracket, host_port
 from sidecert.credentials import Credential
 from sidecert.errors import ConfigError, Problem
+from sidecert.presented import OwnCertificate
 from sidecert.rewriting import Origin, own_origins
 from sidecert.tls import TlsFailure, Trust, make_context
 
@@ -77,6 +78,11 @@ class Route:
     def credential_id(self) -> str:
         """The credential's id, `none` where the route has none on purpose."""
         return "none" if self.credential is None else self.credential.id
+
+    @property
+    def own(self) -> OwnCertificate | None:
+        """The certificate that it presents, as words need it; None where it presents none."""
+        return None if self.credential is None else self.credential.own
 
     def upstream(self, matched_host: str) -> Upstream:
         """The upstream for a call to `matched_host` (as `routing` normalised it)."""

@@ -37,6 +37,11 @@ class Outcome(StrEnum):
     TLS_ERROR = "tls_error"
     UNDECIDED = "undecided"
 
+    @property
+    def blames_our_certificate(self) -> bool:
+        """The upstream refused the certificate that we presented, or that we presented none."""
+        return self.startswith("client_cert_")
+
 
 class Stage(IntEnum):
     """How far an attempt came. Each stage includes the ones before it."""
@@ -105,6 +110,11 @@ class Observation:
     """Bytes of a request were written before the verdict."""
     timeout: float = 0.0
     """Seconds of the limit that passed, where `ending` is TIMEOUT."""
+
+    @property
+    def verdict_comes_late(self) -> bool:
+        """The upstream judges our certificate only after our side of the handshake is over."""
+        return self.tls_version == "TLSv1.3" and self.certificate_requested
 
 
 # RFC 8446 section 6.2 and RFC 5246 section 7.2.2; what peers really send is in DESIGN.md.

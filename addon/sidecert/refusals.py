@@ -24,14 +24,13 @@ def handshake_failed(
 
     `sent_before`: the request went out on another one before.
     """
-    credential = upstream.route.credential
     verdict = explain(
         outcome,
         seen,
         upstream=upstream.label,
         server_name=upstream.server_name,
         credential=upstream.route.credential_id,
-        certificate=None if credential is None else credential.own,
+        certificate=upstream.route.own,
         now=time.time(),
     )
     detail = f"{verdict.cause} {_processed(seen, outcome, sent_before)}."
@@ -51,7 +50,7 @@ def _processed(seen: Observation, outcome: Outcome, sent_before: bool) -> str:
         return _NOT_SENT
     if seen.afterwards:
         return f"It had the request, or its beginning, when it asked for that: {_MAY_BE}"
-    if outcome.startswith("client_cert_") and is_certain(seen):
+    if outcome.blames_our_certificate and is_certain(seen):
         # A TLS stack gives nothing to its application before it has accepted the certificate.
         return "Bytes of the request had been sent, but were not processed: the refusal came before them"
     return f"Bytes of the request had been sent: {_MAY_BE}"
@@ -149,8 +148,5 @@ def internal(*, sent: bool) -> Refusal:
 
 def _seen(upstream: Upstream, seen: Observation | None, *then: str) -> tuple[str, ...]:
     """What was seen of the handshake, where the connection is known, and what came then."""
-    credential = upstream.route.credential
-    before = (
-        () if seen is None else evidence(seen, None if credential is None else credential.own, time.time())
-    )
+    before = () if seen is None else evidence(seen, upstream.route.own, time.time())
     return (*before, *then)

@@ -174,8 +174,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not self._established:
             self._established = self._loop.time()
-        if heard or not attempt.waits_for_verdict:
-            if attempt.waits_for_verdict:
+        if heard or not attempt.seen.verdict_comes_late:
+            if attempt.seen.verdict_comes_late:
                 self.upstream.habits.waits_for_us = self._state is not _State.OPENING
             self._accepted()
             self._open()

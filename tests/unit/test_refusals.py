@@ -19,9 +19,9 @@ FAILED = [outcome for outcome in Outcome if outcome is not Outcome.OK]
 
 def upstream(credential: str | None = "alice") -> Any:
     """As much of an upstream as the words need."""
-    loaded = None if credential is None else SimpleNamespace(own=own(fact(f"CN={credential}")))
+    presents = None if credential is None else own(fact(f"CN={credential}"))
     config = SimpleNamespace(upstream=SimpleNamespace(timeouts=TIMEOUTS))
-    route = SimpleNamespace(credential=loaded, credential_id=credential or "none", config=config)
+    route = SimpleNamespace(own=presents, credential_id=credential or "none", config=config)
     return SimpleNamespace(label="api.test:8443", host="api.test", server_name="tls.test", route=route)
 
 

@@ -71,7 +71,7 @@ class Trial:
     @property
     def answered(self) -> bool:
         """Whether the upstream has said what it thinks of the credential."""
-        return self.accepted or self.probe.outcome.startswith("client_cert_")
+        return self.accepted or self.probe.outcome.blames_our_certificate
 
     @property
     def wrong(self) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class Diagnosis:
             return None
         if self.base.proven:
             return False
-        return True if self.base.outcome.startswith("client_cert_") else None
+        return True if self.base.outcome.blames_our_certificate else None
 
     @property
     def taken(self) -> Trial | None:

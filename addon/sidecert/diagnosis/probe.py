@@ -151,15 +151,12 @@ class _Handshake:
             await self._say(stream.take_output())  # our alert
             self._end(Ending.TLS, str(exc))
         await self._say(stream.take_output())
-        if stream.established and (plain or stream.ticket or not self._asks_afterwards()):
+        if stream.established and (plain or stream.ticket or not seen.verdict_comes_late):
             seen.stage = Stage.PROVEN
         elif stream.failure is not None:
             self._end(Ending.TLS, str(stream.failure))
         elif stream.closed:
             self._end(Ending.CLOSE_NOTIFY)
-
-    def _asks_afterwards(self) -> bool:
-        return self._seen.tls_version == "TLSv1.3" and self._seen.certificate_requested
 
     def _end(self, ending: Ending, error: str = "") -> NoReturn:
         self._seen.ending, self._seen.error = ending, error

@@ -17,7 +17,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import BadAnswer, Reason, Refusal
-from sidecert.exchange import Caller, Exchange
+from sidecert.exchange import CALLER_LEFT, Caller, Exchange
 from sidecert.generation import Upstream
 from sidecert.http1 import SWITCHING_PROTOCOLS, RequestHead, ResponseHead, downstream_head
 from sidecert.inspection import edits, flows
@@ -29,7 +29,6 @@ from sidecert.plane import Plane
 from sidecert.upstream import UpstreamConnection
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CALLER_LEFT: Final = 499
 
 
 class InspectedExchange(Exchange):
@@ -258,7 +257,7 @@ class InspectedExchange(Exchange):
             await work()
         except Killed:
             if not self._ended:
-                self._end(_CALLER_LEFT)
+                self._end(CALLER_LEFT)
             self._let_go()
             self._caller.cut()
         except Refusal as refusal:
