@@ -55,6 +55,7 @@ class Sidecert:
         self._first = first
         self._started = time.time()
         self._serving = False
+        self._hung_up = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self.metrics = Metrics()
         self._plane = Plane(self.metrics, access_log=access_log)
@@ -67,6 +68,8 @@ class Sidecert:
 
     def load(self, loader: Loader) -> None:
         loader.add_option("sidecert", str, "", "The config file of sidecert.")
+        self._handle(signal.SIGHUP, self._hang_up)  # from the start: by default it ends the process
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))  # `sidecert run` has kept it waiting
 
     def configure(self, updated: set[str]) -> None:
         if "sidecert" in updated and self._reloader is not None:
@@ -100,7 +103,7 @@ class Sidecert:
         if not self._listeners.is_open:
             generation = self._plane.generation
             await self._listeners.commit(
-                self._listeners.prepare(generation.config.listeners, generation.path)
+                await self._listeners.prepare(generation.config.listeners, generation.path)
             )
 
     async def stop_listening(self) -> None:
@@ -112,16 +115,15 @@ class Sidecert:
     def ready(self) -> bool:
         return self._serving and self._listeners.is_open
 
-    async def reload(self) -> Reload:
-        assert self._reloader is not None
-        return await self._reloader.reload()
+    async def reload(self) -> Reload | None:
+        return None if self._reloader is None else await self._reloader.reload()
 
     def snapshot(self) -> Snapshot:
         return snapshot(self._plane.generation, self._listeners.addresses, self._started, self.ready)
 
     # -- start and end ---------------------------------------------------------------------------------
 
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_task[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself holds it only weakly
         task.add_done_callback(self._tasks.discard)
@@ -139,7 +141,6 @@ class Sidecert:
             # Waits for the update that the options have begun; the instance finds the listeners open.
             proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
             await proxyserver.setup_servers()
-            self._handle(signal.SIGHUP, lambda: self._start_task(self._reload_by_signal()))
         except ConfigError as exc:
             self._refused = exc.problems
             log_problems(exc.problems)
@@ -148,6 +149,10 @@ class Sidecert:
             _LOG.exception("the sidecar cannot start by a fault of its own")
             return await self._give_up(_FAILED)
         self._serving = True
+        if self._reloader is not None:
+            self._reloader.watch()
+        if self._hung_up:
+            self._hang_up()
         _LOG.info("ready, generation %d", self._plane.generation.number, extra={"event": "ready"})
 
     async def _open(self, first: Generation) -> None:
@@ -184,9 +189,11 @@ class Sidecert:
             for problem in self._refused:
                 print(printable(str(problem)), file=sys.stderr)
 
-    async def _reload_by_signal(self) -> None:
-        if self._serving:
-            await self.reload()
+    def _hang_up(self) -> None:
+        """SIGHUP: reload, or do so as soon as the start is over."""
+        self._hung_up = not self._serving
+        if self._serving and self._reloader is not None:
+            self._start_task(self._reloader.reload())
 
     async def _end(self) -> None:
         if self._reloader is None:

@@ -21,6 +21,7 @@ from sidecert.errors import ConfigError, Problem
 from sidecert.presented import OwnCertificate
 from sidecert.rewriting import Origin, own_origins
 from sidecert.tls import TlsFailure, Trust, make_context
+from sidecert.watch import Signatures, signature
 
 _MOST_CHOSEN_HOSTS = 1024
 
@@ -50,7 +51,7 @@ class Upstream:
     """Whatever it calls its own origin: addresses there come back as the caller's (`rewriting`)."""
     chosen_by_caller: bool
     """The host came from a request, through a wildcard: it may not be a private address."""
-    habits: Habits = field(default_factory=Habits)
+    habits: Habits
 
     @property
     def label(self) -> str:
@@ -69,6 +70,7 @@ class Route:
     """Equal where a connection made under one route may be used under the other: everything that decides
     whom a connection leads to and whose certificate it carries."""
     _upstreams: dict[str, Upstream] = field(default_factory=dict)
+    _habits: dict[str, Habits] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -90,8 +92,13 @@ class Route:
         if upstream is None:
             if len(self._upstreams) >= _MOST_CHOSEN_HOSTS:
                 self._upstreams.clear()
+                self._habits.clear()
             upstream = self._upstreams[matched_host] = self._make_upstream(matched_host)
         return upstream
+
+    def take_habits(self, before: Route) -> None:
+        """Go on with what was learned under `before`, a route of the same identity."""
+        self._habits.update(before._habits)
 
     def _make_upstream(self, matched_host: str) -> Upstream:
         settings = self.config.upstream
@@ -106,6 +113,7 @@ class Route:
             host_header=host_header.encode("ascii"),
             own_origins=own_origins(host, settings.port, server_name, host_header),
             chosen_by_caller=settings.host is None and self.config.match.host.startswith("*."),
+            habits=self._habits.setdefault(matched_host, Habits()),
         )
 
 
@@ -120,40 +128,52 @@ class Generation:
     routes: dict[str, Route]
     router: routing.Router
     warnings: tuple[Problem, ...]
+    files: Signatures
+    """How each file looked before it was read."""
 
 
 def build(
-    path: Path, number: int, environ: Mapping[str, str] = os.environ, now: float | None = None
+    path: Path,
+    number: int,
+    environ: Mapping[str, str] = os.environ,
+    now: float | None = None,
+    *,
+    files: Signatures | None = None,
 ) -> Generation:
     """Load `path` and all files that it names.
 
     Raises ConfigError with every problem, errors and warnings, when there is an error among them.
-    `now` is in seconds since the epoch, to judge validity by.
+    `now` is in seconds since the epoch, to judge validity by. `files` is filled with how each file looked
+    before it was read, also those that are not there, and also where this raises.
     """
+    files = {} if files is None else files
+    files[path] = signature(path)
     draft = configs.read(path)
     now = time.time() if now is None else now
-    builder = _Builder(draft, environ, now)
+    builder = _Builder(draft, environ, now, files)
     credentials = builder.load_credentials()
     routes = builder.make_routes(credentials)
     problems = sorted([*builder.problems, *routing.ties(draft)], key=lambda problem: problem.line or 0)
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
     router = routing.Router(draft.config.routes)
-    return Generation(number, path, draft.config, credentials, routes, router, tuple(problems))
+    return Generation(number, path, draft.config, credentials, routes, router, tuple(problems), files)
 
 
 class _Builder:
-    def __init__(self, draft: Draft, environ: Mapping[str, str], now: float) -> None:
+    def __init__(self, draft: Draft, environ: Mapping[str, str], now: float, files: Signatures) -> None:
         self.draft = draft
         self.problems = list(draft.problems)
         self._environ = environ
         self._now = now
+        self._files = files
         self._trusts: dict[Path, tuple[x509.Certificate, ...] | None] = {}
         self._contexts: dict[tuple[object, ...], SSL.Context] = {}
 
     def load_credentials(self) -> dict[str, Credential]:
         loaded = {}
         for id, settings in self.draft.config.credentials.items():
+            self._note(*settings.files)
             credential, findings = loading.load(id, settings, self._environ, self._now)
             for finding in findings:
                 self._add(("credentials", id, finding.key), finding.wrong, finding.right, finding.warning)
@@ -183,6 +203,7 @@ class _Builder:
         if not isinstance(trust, Path):
             return trust
         if trust not in self._trusts:
+            self._note(trust)
             certificates, findings = loading.load_trust(trust, self._now)
             path = (*self._route_path(settings), "upstream", "trust")
             for finding in findings:
@@ -208,6 +229,10 @@ class _Builder:
 
     def _route_path(self, settings: RouteConfig) -> tuple[str | int, ...]:
         return ("routes", self.draft.known_routes[settings.id])
+
+    def _note(self, *paths: Path) -> None:
+        for path in paths:
+            self._files.setdefault(path, signature(path))
 
     def _add(self, path: tuple[str | int, ...], wrong: str, right: str, warning: bool = False) -> None:
         self.problems.append(self.draft.problem(path, wrong, right, warning))

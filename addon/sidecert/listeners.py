@@ -1,7 +1,7 @@
 """The addresses on which sidecert takes downstream connections: opened all or none, closed without a loss.
 
-A change is prepared first (bound, nothing accepted yet), so that a failure leaves what is open as it was,
-and committed once the routes that it needs are in force. A listening socket is kept twice: the event loop
+A change is prepared first (bound, nothing accepted yet) and committed once the routes that it needs are in
+force; a failure in either leaves what is open as it was. A listening socket is kept twice: the event loop
 serves a duplicate. Closing that ends the loop's accepting, not the socket: what the kernel has queued until
 then is accepted from ours.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from sidecert.config import Bind, ListenerConfig, normalise_host
 from sidecert.errors import ConfigError, Problem
 from sidecert.plane import Listener
-from sidecert.sockets import BACKLOG, SocketFile, Unusable, accept_queued, listen, spell
+from sidecert.sockets import BACKLOG, Addresses, SocketFile, Unusable, accept_queued, listen, resolve, spell
 
 _LOG = logging.getLogger("sidecert.listeners")
 _WILDCARDS = frozenset(("0.0.0.0", "::"))
@@ -67,12 +67,22 @@ class Listeners:
         sockets = [sock for entry in self._open.values() for sock in entry.sockets]
         return tuple(sock.getsockname()[:2] for sock in sockets if sock.family != socket.AF_UNIX)
 
-    def prepare(self, configs: Sequence[ListenerConfig], file: Path) -> Change:
+    async def prepare(self, configs: Sequence[ListenerConfig], file: Path) -> Change:
         """Bind what of `configs` is not open yet; `file` is where the user finds them.
 
         Raises ConfigError with a problem for each that cannot be opened; then nothing has changed.
         """
         change = Change()
+        try:
+            problems = await self._prepare(change, configs, file)
+            if problems:
+                raise ConfigError(problems)
+        except BaseException:
+            self.discard(change)
+            raise
+        return change
+
+    async def _prepare(self, change: Change, configs: Sequence[ListenerConfig], file: Path) -> list[Problem]:
         problems = []
         for number, config in enumerate(configs):
             label = config.bind.label
@@ -80,36 +90,47 @@ class Listeners:
                 change.kept[label] = config
                 continue
             try:
-                change.opened[label] = _listen(config)
+                addresses = await resolve(config.bind)
+                entry = change.opened[label] = _listen(config, addresses)
+                await self._make_servers(entry)
             except Unusable as exc:
                 wrong, right = self._explain(config.bind, exc)
                 problems.append(Problem(str(file), None, f"listeners[{number}].bind", wrong, right))
-        if problems:
-            self.discard(change)
-            raise ConfigError(problems)
-        return change
+            except OSError as exc:
+                wrong = f"{label} cannot be opened: {exc.strerror or exc}"
+                problems.append(
+                    Problem(str(file), None, f"listeners[{number}].bind", wrong, "see what the system lacks")
+                )
+        return problems
 
     def discard(self, change: Change) -> None:
         """Give up a change that was not committed."""
         for entry in change.opened.values():
             if entry.file is not None:
                 entry.file.remove()
+            for server in entry.servers:
+                server.close()
             for sock in entry.sockets:
                 sock.close()
 
     async def commit(self, change: Change) -> None:
         """Accept on what was prepared, and stop what the change does not name.
 
-        A listener that is kept is not touched, but for the route that it is pinned to.
+        A listener that is kept is not touched, but for the route that it is pinned to. What may fail comes
+        first: an error leaves what is open as it was, and the change to be discarded.
         """
+        for entry in change.opened.values():
+            for server in entry.servers:
+                await server.start_serving()
         for label, config in change.kept.items():
             self._open[label].config = config
             self._open[label].listener.route = config.route
-        removed = [label for label in self._open if label not in change.kept and label not in change.opened]
-        for label, entry in change.opened.items():
-            self._open[label] = entry
-            await self._serve(entry)
-        await self._stop([self._open.pop(label) for label in removed])
+        removed = [label for label in self._open if label not in change.kept]
+        stopped = [self._open.pop(label) for label in removed]
+        self._open.update(change.opened)
+        for entry in change.opened.values():
+            _log_listening(entry)
+        await self._stop(stopped)
 
     async def stop(self) -> None:
         """Accept what is queued, then close all listeners. The accepted connections live on."""
@@ -117,15 +138,20 @@ class Listeners:
         self._open.clear()
         await self._stop(entries)
 
-    async def _serve(self, entry: _Open) -> None:
+    async def _make_servers(self, entry: _Open) -> None:
+        """Take from the system all that serving needs; nothing is accepted before `commit`."""
         loop = asyncio.get_running_loop()
-        route = f" for route {entry.config.route}" if entry.config.route else ""
         for sock in entry.sockets:
             create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-            server = await create(lambda: self._factory(entry.listener), sock=sock.dup(), backlog=BACKLOG)
+            twin = sock.dup()
+            try:
+                server = await create(
+                    lambda: self._factory(entry.listener), sock=twin, backlog=BACKLOG, start_serving=False
+                )
+            except BaseException:
+                twin.close()
+                raise
             entry.servers.append(server)
-            fields = {"event": "listening", "listener": entry.config.bind.label, "address": spell(sock)}
-            _LOG.info("listening on %s%s", spell(sock), route, extra=fields)
 
     async def _stop(self, entries: Sequence[_Open]) -> None:
         adopting = []
@@ -148,6 +174,9 @@ class Listeners:
         except OSError as exc:  # the caller has gone in the meantime
             _LOG.debug("a queued connection was lost: %s", exc)
             accepted.close()
+        except Exception:
+            _LOG.exception("a queued connection was lost by a fault of sidecert's own")
+            accepted.close()
 
     def _explain(self, bind: Bind, error: Unusable) -> tuple[str, str]:
         own = next((label for label, entry in self._open.items() if _is_same_port(entry, bind)), None)
@@ -157,9 +186,16 @@ class Listeners:
         return wrong, "restart the sidecar to swap one for the other"
 
 
-def _listen(config: ListenerConfig) -> _Open:
+def _log_listening(entry: _Open) -> None:
+    route = f" for route {entry.config.route}" if entry.config.route else ""
+    for sock in entry.sockets:
+        fields = {"event": "listening", "listener": entry.config.bind.label, "address": spell(sock)}
+        _LOG.info("listening on %s%s", spell(sock), route, extra=fields)
+
+
+def _listen(config: ListenerConfig, addresses: Addresses | None) -> _Open:
     bind = config.bind
-    sockets = listen(bind)
+    sockets = listen(bind, addresses)
     if bind.path is None:
         return _Open(config, Listener(bind.label, config.route, _own_hosts(bind, sockets)), sockets)
     listener = Listener(bind.label, config.route, frozenset())

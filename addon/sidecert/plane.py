@@ -64,16 +64,21 @@ class Plane:
 
     def adopt(self, generation: Generation) -> None:
         """Let new calls go by `generation`. Pools of what it did not change stay as they are."""
+        kept = {
+            route.id: self.pools[route.id]
+            for route in generation.routes.values()
+            if route.id in self.pools and self.pools[route.id].route.identity == route.identity
+        }
+        pools = {
+            route.id: kept.get(route.id) or Pool(route, self.metrics.route(route.id), self.timers)
+            for route in generation.routes.values()
+        }
         self._tell_metrics(generation)
-        pools = {}
-        for route in generation.routes.values():
-            old = self.pools.get(route.id)
-            if old is not None and old.route.identity == route.identity:
-                pools[route.id] = self.pools.pop(route.id)
-                pools[route.id].route = route
-            else:
-                pools[route.id] = Pool(route, self.metrics.route(route.id), self.timers)
-        retired, self.pools = self.pools, pools
+        for id, pool in kept.items():
+            generation.routes[id].take_habits(pool.route)
+            pool.route = generation.routes[id]
+        retired = {id: pool for id, pool in self.pools.items() if id not in kept}
+        self.pools = pools
         self.generation = generation
         self.parser = RequestParser(generation.config.limits.header_bytes)
         self._found = Memo()

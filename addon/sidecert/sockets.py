@@ -19,11 +19,18 @@ from pathlib import Path
 from time import monotonic
 
 from sidecert.config import Bind, host_port
+from sidecert.threads import in_thread
 
 _LOG = logging.getLogger("sidecert.sockets")
 
 BACKLOG = 4096
 """Connections that the kernel may queue, as far as net.core.somaxconn lets it."""
+
+Addresses = list[tuple[int, str]]
+"""The address families and addresses of one `bind`."""
+
+_RESOLVE = 5.0
+"""Seconds for the look-up of a listener's host name."""
 
 _LOOK_EVERY = 1.0
 """Seconds between two looks at an `Outflow`, or a quarter of its limit: by that much it may be late."""
@@ -42,12 +49,30 @@ class Unusable(Exception):
         self.errno = errno
 
 
-def listen(bind: Bind) -> list[socket.socket]:
+async def resolve(bind: Bind) -> Addresses | None:
+    """What `listen` needs to know, looked up without holding up the loop; None for a unix socket.
+
+    Raises Unusable.
+    """
+    if bind.path is not None:
+        return None
+    try:
+        async with asyncio.timeout(_RESOLVE):
+            return await in_thread("look-up", lambda: _resolve(bind))
+    except TimeoutError:
+        wrong = f"the name {bind.host} could not be looked up within {_RESOLVE:g} s"
+        raise Unusable(wrong, "give an IP address, such as 127.0.0.1") from None
+    except OSError as exc:
+        raise _unusable_tcp(bind, exc) from exc
+
+
+def listen(bind: Bind, addresses: Addresses | None = None) -> list[socket.socket]:
     """Non-blocking sockets that listen on `bind`: one, or one for each address of a host name.
 
-    Port 0 takes a free one, the same for all. Raises Unusable; then nothing is left open.
+    Without the `addresses` that `resolve` gave, looks them up itself, which may take long. Port 0 takes a
+    free one, the same for all. Raises Unusable; then nothing is left open.
     """
-    return [_listen_unix(bind.path)] if bind.path is not None else _listen_tcp(bind)
+    return [_listen_unix(bind.path)] if bind.path is not None else _listen_tcp(bind, addresses)
 
 
 class SocketFile:
@@ -132,12 +157,12 @@ def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:
         yield accepted
 
 
-def _listen_tcp(bind: Bind) -> list[socket.socket]:
+def _listen_tcp(bind: Bind, addresses: Addresses | None) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     port = bind.port
     failure: OSError | None = None
     try:
-        for family, host in _resolve(bind):
+        for family, host in addresses or _resolve(bind):
             try:
                 sockets.append(_bind_tcp(family, (host, port)))
             except OSError as exc:
@@ -154,7 +179,7 @@ def _listen_tcp(bind: Bind) -> list[socket.socket]:
     return sockets
 
 
-def _resolve(bind: Bind) -> list[tuple[int, str]]:
+def _resolve(bind: Bind) -> Addresses:
     found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((int(family), str(address[0])) for family, _, _, _, address in found))
 

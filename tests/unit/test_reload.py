@@ -47,7 +47,7 @@ class _Stand:
     def reload(self, ok: bool, now: float) -> None:
         self._do("ok" if ok else "failed")
 
-    def prepare(self, _: object, file: Path) -> str:
+    async def prepare(self, _: object, file: Path) -> str:
         self._do("prepare")
         return "the change"
 
@@ -61,7 +61,7 @@ class _Stand:
 
 
 def _generation(number: int) -> Generation:
-    return Generation(number, PATH, Config(version=1, routes=()), {}, {}, Router(()), ())
+    return Generation(number, PATH, Config(version=1, routes=()), {}, {}, Router(()), (), {})
 
 
 def _reloader(stand: _Stand) -> Reloader:
@@ -79,7 +79,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Generati
     """Sets what the next loads give."""
 
     def set_build(make: Callable[[int], Generation]) -> None:
-        monkeypatch.setattr(module, "build", lambda path, number: make(number))
+        monkeypatch.setattr(module, "build", lambda path, number, files: make(number))
 
     set_build(_generation)
     return set_build

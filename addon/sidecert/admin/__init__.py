@@ -66,8 +66,8 @@ class Status(Protocol):
     def ready(self) -> bool:
         """True from when it is loaded and listening until it drains."""
 
-    async def reload(self) -> ReloadResult:
-        """Load the config anew. Raises nothing for a config that is wrong."""
+    async def reload(self) -> ReloadResult | None:
+        """Load the config anew; None while it starts. Raises nothing for a config that is wrong."""
 
     def snapshot(self) -> Snapshot:
         """The facts of the status page, as they are now."""
@@ -172,6 +172,8 @@ class Admin:
 
     async def _reload(self, _: HTTPServerRequest) -> _Answer:
         result = await self._status.reload()
+        if result is None:
+            return _Answer(503, b"the sidecar is still starting\n", headers={"Retry-After": "1"})
         told = {
             "ok": result.ok,
             "generation": self._status.metrics.generation,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @click.option("--access-log", is_flag=True, help="Log a line for each call.")
 def run(config: Path | None, log_level: str, access_log: bool) -> None:
     """Run the sidecar until SIGTERM or SIGINT; SIGHUP reloads the config."""
+    # It waits until the addon is there to take it: by default it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     path = find_config(config)
     logs.setup(log_level)
     gc.disable()  # nothing that is made while starting is garbage
@@ -57,7 +59,10 @@ async def _serve(first: Generation, access_log: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, master.shutdown)
-    await master.run()
+    try:
+        await master.run()
+    finally:  # the loop's end takes the handler away
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

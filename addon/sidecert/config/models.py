@@ -151,6 +151,13 @@ class CredentialConfig(Model):
         description="Where the passphrase is: {env: NAME} or {file: PATH}. Never the passphrase itself.",
     )
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it is loaded from."""
+        secret = None if self.passphrase is None else self.passphrase.file
+        named = (self.certificate, self.key, self.pkcs12, secret)
+        return tuple(path for path in named if path is not None)
+
 
 class MatchConfig(Model):
     """The calls that a route takes. The most specific route wins, never the order in the file."""
