@@ -210,13 +210,14 @@ class Authority:
         usages: Sequence[x509.ObjectIdentifier] = (),
         starts: datetime.timedelta = -HOUR,
         ends: datetime.timedelta = 30 * DAY,
-        key: KeyKind = "ec",
+        key: KeyKind | PrivateKey = "ec",
     ) -> Leaf:
         """A leaf named `name`; `hosts` go into the SAN, `usages` into the EKU (neither when empty).
 
         `starts` and `ends` count from now: `ends=-HOUR, starts=-DAY` is expired, `starts=DAY` not yet valid.
+        `key` is the kind of key to make, or one that is there, as in a renewal.
         """
-        private = make_key(key)
+        private = make_key(key) if isinstance(key, str) else key
         now = _now()
         builder = (
             x509.CertificateBuilder()

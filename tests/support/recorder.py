@@ -42,6 +42,9 @@ class Seen:
     connection: int  # counts the peer's connections from 1
     tls: str
     server_name: str | None
+    fingerprint: str | None = None  # of the certificate that `subject` is in, SHA-256 of its DER form
+    chain: int = 0  # certificates that came in the handshake
+    resumed: bool = False  # the connection goes on with a TLS session of an earlier one
     body: bytes = b""  # its first KEPT bytes
     length: int = 0
     sha256: str = ""
@@ -451,6 +454,9 @@ class TlsRecorder:
             connection=number,
             tls=wire.version() or "",
             server_name=getattr(wire, "asked_server_name", None),
+            fingerprint=_fingerprint(wire),
+            chain=_chain_length(wire),
+            resumed=bool(wire.session_reused),
         )
         self._note(lambda: self.requests.append(seen))
         exchange = Exchange(seen, wire, reader)
@@ -479,6 +485,16 @@ def _common_name(wire: ssl.SSLSocket) -> str | None:
             if pair[0] == "commonName":
                 return str(pair[1])
     return None
+
+
+def _fingerprint(wire: ssl.SSLSocket) -> str | None:
+    certificate = wire.getpeercert(binary_form=True)
+    return hashlib.sha256(certificate).hexdigest() if certificate else None
+
+
+def _chain_length(wire: ssl.SSLSocket) -> int:
+    # Private before Python 3.13. Where there is no certificate it holds a None.
+    return sum(each is not None for each in wire._sslobj.get_unverified_chain() or ())  # type: ignore[attr-defined]
 
 
 def _shut(sock: socket.socket) -> None:
