@@ -418,7 +418,7 @@ class Peers:
     def recorder(
         self, *, files: Files | None = None, trust: Path | None = None, **options: object
     ) -> TlsRecorder:
-        """A `TlsRecorder`; `options` are `tls`, `verify`, `answer` and `configure`."""
+        """A `TlsRecorder`; `options` are `tls`, `verify`, `answer`, `configure` and `host`."""
         return self._stack.enter_context(tls_recorder(files or self._files, trust or self._trust, **options))
 
     def closed_port(self) -> Peer:

@@ -301,7 +301,7 @@ def after_interim(status: int, *fields: tuple[str, str], then: AnswerFunction = 
 
 
 class TlsRecorder:
-    """A threaded TLS server on a free loopback port. `answer` may be changed while it runs.
+    """A threaded TLS server on a free port of `host`. `answer` may be changed while it runs.
 
     `trust` is the CA of callers' certificates; `verify` off asks for none, optional takes both.
     `requests` holds what was seen, `connections` and `handshakes` count, `failures` has the text of each
@@ -320,6 +320,7 @@ class TlsRecorder:
         verify: Literal["on", "optional", "off"] = "on",
         answer: AnswerFunction = echo,
         configure: Callable[[ssl.SSLContext], None] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.answer = answer
         self.requests: list[Seen] = []
@@ -334,8 +335,11 @@ class TlsRecorder:
         self._context = self._make_context(files, trust, tls, verify)
         if configure is not None:
             configure(self._context)
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.host, self.port = self._listening.getsockname()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listening = socket.create_server(
+            (host, 0), family=family, backlog=128, dualstack_ipv6=host == "::"
+        )
+        self.host, self.port = self._listening.getsockname()[:2]
         self._stopped = False
         self._start(self._accept)
 
