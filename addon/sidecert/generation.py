@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
 from sidecert import config as configs
 from sidecert import credentials as loading
 from sidecert import routing
 from sidecert.config import Config, Draft, RouteConfig, bracket, host_port
-from sidecert.credentials import Credential
+from sidecert.credentials import Credential, fingerprints
 from sidecert.errors import ConfigError, Problem
 from sidecert.presented import OwnCertificate
 from sidecert.rewriting import Origin, own_origins
@@ -65,6 +64,7 @@ class Route:
 
     config: RouteConfig
     credential: Credential | None
+    trust: Trust
     context: SSL.Context
     identity: tuple[object, ...]
     """Equal where a connection made under one route may be used under the other: everything that decides
@@ -132,6 +132,22 @@ class Generation:
     """How each file looked before it was read."""
 
 
+def with_credentials(generation: Generation, others: Mapping[str, Credential]) -> Generation:
+    """`generation` with `others` in the place of those of its credentials that have the same ids.
+
+    Raises TlsFailure where OpenSSL does not take one of them, which a credential that was in use never is.
+    """
+    contexts: dict[tuple[object, ...], SSL.Context] = {}
+    routes = {
+        id: _make_route(route.config, others[route.credential_id], route.trust, contexts)
+        if route.credential_id in others
+        else route
+        for id, route in generation.routes.items()
+    }
+    kept = {id: others.get(id, credential) for id, credential in generation.credentials.items()}
+    return replace(generation, credentials=kept, routes=routes)
+
+
 def build(
     path: Path,
     number: int,
@@ -188,14 +204,14 @@ class _Builder:
             credential = credentials.get(settings.credential) if settings.credential else None
             if trust is None or (settings.credential and credential is None):
                 continue  # the problem is on the list already
-            presented = _fingerprints(credential)
-            trusted = trust if isinstance(trust, str) else _digests(trust)
-            context = self._context(settings, credential, trust, (presented, trusted))
-            if context is not None:
-                place = (settings.id, settings.match.host, settings.private, settings.upstream)
-                # The credential's id too: its connections are counted and explained under it.
-                identity = (place, settings.credential, presented, trusted)
-                routes[settings.id] = Route(settings, credential, context, identity)
+            try:
+                routes[settings.id] = _make_route(settings, credential, trust, self._contexts)
+            except TlsFailure as exc:
+                self._add(
+                    (*self._route_path(settings), "credential"),
+                    f"OpenSSL does not take credential {settings.credential!r} ({exc})",
+                    "use a certificate and key that a TLS library of today accepts",
+                )
         return routes
 
     def _load_trust(self, settings: RouteConfig) -> Trust | None:
@@ -211,22 +227,6 @@ class _Builder:
             self._trusts[trust] = certificates or None
         return self._trusts[trust]
 
-    def _context(
-        self, settings: RouteConfig, credential: Credential | None, trust: Trust, key: tuple[object, ...]
-    ) -> SSL.Context | None:
-        key = (*key, settings.upstream.tls)
-        if key not in self._contexts:
-            try:
-                self._contexts[key] = make_context(credential, trust, settings.upstream.tls)
-            except TlsFailure as exc:
-                self._add(
-                    (*self._route_path(settings), "credential"),
-                    f"OpenSSL does not take credential {settings.credential!r} ({exc})",
-                    "use a certificate and key that a TLS library of today accepts",
-                )
-                return None
-        return self._contexts[key]
-
     def _route_path(self, settings: RouteConfig) -> tuple[str | int, ...]:
         return ("routes", self.draft.known_routes[settings.id])
 
@@ -238,14 +238,23 @@ class _Builder:
         self.problems.append(self.draft.problem(path, wrong, right, warning))
 
 
-def _fingerprints(credential: Credential | None) -> tuple[str, ...]:
-    if credential is None:
-        return ()
-    return (credential.fingerprint, *_digests(credential.chain))
-
-
-def _digests(certificates: tuple[x509.Certificate, ...]) -> tuple[str, ...]:
-    return tuple(certificate.fingerprint(hashes.SHA256()).hex() for certificate in certificates)
+def _make_route(
+    settings: RouteConfig,
+    credential: Credential | None,
+    trust: Trust,
+    contexts: dict[tuple[object, ...], SSL.Context],
+) -> Route:
+    """Routes with the same credential, trust and TLS settings share one of `contexts`. Raises TlsFailure."""
+    presented = () if credential is None else credential.presented
+    trusted = trust if isinstance(trust, str) else fingerprints(trust)
+    key = (presented, trusted, settings.upstream.tls)
+    context = contexts.get(key)
+    if context is None:
+        context = contexts[key] = make_context(credential, trust, settings.upstream.tls)
+    place = (settings.id, settings.match.host, settings.private, settings.upstream)
+    # The credential's id too: its connections are counted and explained under it.
+    identity = (place, settings.credential, presented, trusted)
+    return Route(settings, credential, trust, context, identity)
 
 
 def _host_header(host: str, port: int) -> str:

@@ -41,6 +41,9 @@ class Pool:
         self._limits = route.config.upstream.pool
         self._timeouts = route.config.upstream.timeouts
         self._now = timers.now
+        credential = route.credential
+        self._certificate_ends = inf if credential is None else credential.valid_until
+        """By the wall clock, in epoch seconds: the clock may be set forward while connections are open."""
         self._connections: set[UpstreamConnection] = set()
         self._idle: dict[str, list[UpstreamConnection]] = {}
         self._promised = 0
@@ -59,7 +62,11 @@ class Pool:
         idle = self._idle.get(upstream.host)
         while idle:
             connection = idle[-1]
-            usable = self._now() < connection.idle_until and connection.is_alive()
+            usable = (
+                self._now() < connection.idle_until
+                and time.time() < self._certificate_ends
+                and connection.is_alive()
+            )
             idle.pop()
             connection.idle_until = 0.0
             self.stats.idle -= 1
@@ -190,11 +197,8 @@ class Pool:
         return first
 
     def _lifetime(self) -> float:
-        credential = self.route.credential
-        if credential is None:
-            return MAX_AGE
         # An expired certificate is the upstream's to judge, on a new connection each time.
-        return min(MAX_AGE, credential.not_after - time.time())
+        return min(MAX_AGE, self._certificate_ends - time.time())
 
     # -- a full pool -----------------------------------------------------------------------------------
 
@@ -245,7 +249,11 @@ class Pool:
             upstream, fresh, turn = self._waiters[0]
             if turn.done():
                 self._waiters.popleft()  # its caller has left
-            elif upstream.host == connection.upstream.host and not fresh:
+            elif (
+                not fresh
+                and upstream.host == connection.upstream.host
+                and time.time() < self._certificate_ends
+            ):
                 self._waiters.popleft()
                 turn.set_result(connection)
                 return True

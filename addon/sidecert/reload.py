@@ -14,6 +14,7 @@ from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
 from sidecert.listeners import Listeners
 from sidecert.plane import Plane
+from sidecert.proving import Canary
 from sidecert.threads import in_thread
 from sidecert.watch import Signatures, Watched, watch
 
@@ -40,6 +41,7 @@ class Reloader:
         self._listeners = listeners
         self._lock = asyncio.Lock()
         self._adopting = asyncio.Lock()
+        self._canary = Canary(plane, self._lock)
         self._closed = False
         self._watched = Watched()
         self._watched.set_known(plane.generation.files)
@@ -65,6 +67,7 @@ class Reloader:
         """Let no reload change anything any more. One that has begun to comes to its end first; one that
         still reads files is not waited for: they may be on a file system that hangs."""
         self._closed = True
+        self._canary.close()
         async with self._adopting:
             if self._watching is not None:
                 self._watching.cancel()
@@ -102,8 +105,11 @@ class Reloader:
                 new = await in_thread("reload", load)
             finally:
                 self._watched.set_known(files)
+            proven = await self._canary.prove(new)
+            new = proven.generation
             new = replace(new, warnings=(*new.warnings, *_needs_restart(current, new)))
             await self._adopt(new, current)
+            self._canary.settle(proven)
         except ConfigError as exc:
             return Reload(False, exc.problems)
         except Exception:
@@ -138,6 +144,7 @@ class Reloader:
             words = "generation %d is in force: %d routes, %d credentials"
             fields = {"event": "reloaded", "generation": current.number}
             _LOG.info(words, current.number, len(current.routes), len(current.credentials), extra=fields)
+            return replace(found, problems=(*found.problems, *self._canary.problems))
         else:
             fields = {"event": "reload_failed", "generation": current.number}
             _LOG.error("the reload failed, generation %d goes on serving", current.number, extra=fields)

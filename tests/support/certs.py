@@ -140,7 +140,13 @@ class Leaf:
 class Authority:
     """A root CA, or an intermediate when it was made by `intermediate`."""
 
-    def __init__(self, name: str = "sidecert test root", *, parent: Authority | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "sidecert test root",
+        *,
+        parent: Authority | None = None,
+        ends: datetime.timedelta = 365 * DAY,
+    ) -> None:
         self.key = make_key()
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._parent = parent
@@ -153,7 +159,7 @@ class Authority:
             .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - HOUR)
-            .not_valid_after(now + 365 * DAY)
+            .not_valid_after(now + ends)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(ca=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)

@@ -137,6 +137,7 @@ def test_every_value_is_converted() -> None:
     assert config.listeners[1].route == "orders"
     assert config.credentials["alice"].key == folder / "alice.key"
     assert config.credentials["alice"].passphrase == SecretSource(env="ALICE_PASS")
+    assert [each.prove for each in config.credentials.values()] == [False, True]
     assert config.credentials["bob"].passphrase == SecretSource(file=folder / "bob.pass")
     assert route.match.methods == {"GET", "POST"}
     assert route.match.port == 80

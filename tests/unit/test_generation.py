@@ -10,7 +10,7 @@ import pytest
 
 import sidecert.generation
 from sidecert.errors import ConfigError
-from sidecert.generation import Generation, build
+from sidecert.generation import Generation, build, with_credentials
 from sidecert.tls import TlsFailure
 from support.certs import Pki, expired
 from support.inside import generation
@@ -332,3 +332,24 @@ def test_route_without_a_credential_says_none(pki: Pki, tmp_path: Path) -> None:
     routes = load(tmp_path, pki, one(pki), bare).routes
     assert (routes["bare"].credential, routes["bare"].credential_id) == (None, "none")
     assert routes["bare"].context is not routes["orders"].context
+
+
+def test_other_certificate_changes_the_routes_that_present_it_and_no_others(pki: Pki, tmp_path: Path) -> None:
+    """And back again, as if it had never been another: connections of that time may go on."""
+    others = [{**one(pki), "id": id, "match": {"host": f"{id}.test"}} for id in ("twin", "open", "bobs")]
+    others[1]["credential"], others[2]["credential"] = "none", "bob"
+    first = load(tmp_path / "first", pki, one(pki), *others)
+    renewed = pki.ca.caller("alice").write(tmp_path / "renewed")
+    second = load(
+        tmp_path / "first", pki, one(pki), *others, credentials={**pki.credentials, "alice": renewed.config}
+    )
+    back = with_credentials(second, {"alice": first.credentials["alice"]})
+    assert back.credentials == {**second.credentials, "alice": first.credentials["alice"]}
+    for id, route in back.routes.items():
+        assert route.identity == first.routes[id].identity
+        assert (route is second.routes[id]) == (id in ("open", "bobs"))
+    assert back.routes["orders"].context is back.routes["twin"].context
+    assert back.routes["orders"].context is not second.routes["orders"].context
+    assert second.routes["orders"].identity != first.routes["orders"].identity
+    upstream = back.routes["orders"].upstream("orders.test")
+    assert upstream.route is back.routes["orders"]

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 import sidecert.metrics.stats
 from sidecert.errors import Reason
 from sidecert.http_verdict import Signature
-from sidecert.metrics import NO_CREDENTIAL, OPENMETRICS, TEXT, ZEROED_ROUTES, Metrics
+from sidecert.metrics import NO_CREDENTIAL, OPENMETRICS, TEXT, ZEROED_ROUTES, Metrics, Proof
 from sidecert.metrics.stats import BUCKETS, RouteStats
 from sidecert.outcome import Outcome
 
@@ -36,6 +36,8 @@ TABLE = {
     "sidecert_credential_not_after_timestamp_seconds": ("gauge", {"credential"}),
     "sidecert_credential_not_before_timestamp_seconds": ("gauge", {"credential"}),
     "sidecert_credential_info": ("gauge", {"credential", "fingerprint", "serial"}),
+    "sidecert_credential_held_back": ("gauge", {"credential"}),
+    "sidecert_credential_proofs_total": ("counter", {"credential", "result"}),
     "sidecert_config_reloads_total": ("counter", {"result"}),
     "sidecert_config_last_reload_successful": ("gauge", set()),
     "sidecert_config_last_reload_success_timestamp_seconds": ("gauge", set()),
@@ -237,6 +239,38 @@ def test_facts_of_the_generation_are_shown(metrics: Metrics) -> None:
     (build,) = families(metrics)["sidecert_build_info"].samples
     assert build.labels["openssl"].startswith("OpenSSL ")
     assert build.labels["mitmproxy"].startswith("12.")
+
+
+def test_proofs_are_counted_by_what_came_of_them(metrics: Metrics) -> None:
+    """Each result is there at 0; those of a credential that is gone do not come back with it."""
+    name = "sidecert_credential_proofs_total"
+    assert [value(metrics, name, credential="alice", result=each) for each in Proof] == [0, 0, 0]
+    metrics.proof("alice", Proof.REFUSED)
+    metrics.proof("alice", Proof.REFUSED)
+    metrics.proof("alice", Proof.UNPROVEN)
+    assert [value(metrics, name, credential="alice", result=each) for each in Proof] == [0, 2, 1]
+    configure(metrics, credentials=[BOB])
+    assert value(metrics, name, credential="alice", result="refused") is None
+    configure(metrics)
+    assert value(metrics, name, credential="alice", result="refused") == 0
+
+
+def test_credential_that_is_held_back_is_marked(metrics: Metrics) -> None:
+    """1 for it, 0 for the others."""
+    configure(metrics, credentials=[ALICE, BOB])
+    metrics.held_back = {"bob": "refused"}
+    assert value(metrics, "sidecert_credential_held_back", credential="alice") == 0
+    assert value(metrics, "sidecert_credential_held_back", credential="bob") == 1
+
+
+def test_another_certificate_is_no_load_of_the_config(metrics: Metrics) -> None:
+    """The same number again leaves alone what is told of the last load, which may have failed."""
+    metrics.reload(False, 6000)
+    metrics.set_generation(metrics.generation, routes=[], credentials=[BOB], listeners=[], now=7000)
+    assert value(metrics, "sidecert_config_last_reload_successful") == 0
+    assert value(metrics, "sidecert_config_last_reload_success_timestamp_seconds") == 5000.25
+    info = {"credential": "bob", "fingerprint": "cd" * 32, "serial": "2e"}
+    assert value(metrics, "sidecert_credential_info", **info) == 1
 
 
 def test_removed_ids_have_no_series_and_do_not_come_back(metrics: Metrics) -> None:

@@ -69,7 +69,7 @@ def make_pool(
         timeouts=SimpleNamespace(connect=connect, idle=idle),
         pool=SimpleNamespace(max_idle=max_idle, max_connections=max_connections),
     )
-    credential = SimpleNamespace(not_after=time.time() + ends)
+    credential = SimpleNamespace(valid_until=time.time() + ends)
     route = SimpleNamespace(config=SimpleNamespace(upstream=upstream), credential=credential, id="orders")
     timers = Timers(asyncio.get_running_loop())
     return Pool(route, RouteStats(), timers)  # type: ignore[arg-type]
@@ -200,6 +200,29 @@ def test_age_is_that_of_the_certificate_at_most(play: Play) -> None:
         connection = await pool.open(A)
         pool.release(connection)
         assert connection.ended
+
+    play(main)
+
+
+def test_clock_that_is_set_forward_ends_connections_with_their_certificate(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle ones, and those that would go from call to call; the event loop's clock does not tell."""
+
+    async def main() -> None:
+        pool = make_pool(ends=30, max_connections=2)
+        idle, busy = await pool.open(A), await pool.open(A)
+        pool.release(idle)
+        ahead = time.time() + 31
+        monkeypatch.setattr(time, "time", lambda: ahead)
+        assert pool.take(A) is None
+        assert idle.ended
+        third = await pool.open(A)
+        waiting = asyncio.create_task(pool.open(A))
+        await asyncio.sleep(0)
+        pool.release(busy)
+        assert busy.ended
+        assert await waiting not in (idle, busy, third)
 
     play(main)
 

@@ -170,6 +170,15 @@ def test_credential_that_expires_first_comes_first() -> None:
     assert text.index("sooner") < text.index("later")
 
 
+def test_credential_that_is_held_back_comes_first_with_the_reason() -> None:
+    """Even before one that expires sooner."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.held_back = {"later": "shop.example:8443 refuses <it>"}
+    text = page(metrics, expiry={"sooner": NOW + DAY, "later": NOW + 90 * DAY}).text
+    assert text.index("later") < text.index("shop.example:8443 refuses <it>") < text.index("sooner")
+    assert "newer one held back" in text
+
+
 def test_page_fetches_and_runs_nothing() -> None:
     """No script, no image, no attribute that loads; the one link leads to the metrics."""
     found = page(routes=(ORDERS,), expiry={"alice": NOW})

@@ -60,7 +60,7 @@ def render(snapshot: Snapshot, metrics: Metrics, now: float) -> bytes:
 {_reload(metrics)}
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())}</dl>
 <main>{_routes(snapshot.routes, metrics)}
-{_credentials(metrics.credentials, now)}
+{_credentials(metrics, now)}
 {_listeners(snapshot.listeners, metrics)}</main>
 </body></html>
 """.encode("utf-8", "backslashreplace")
@@ -133,13 +133,14 @@ def _failure(stats: RouteStats) -> str:
     )
 
 
-def _credentials(credentials: Sequence[CredentialLabels], now: float) -> str:
-    soonest_first = sorted(credentials, key=lambda credential: credential.not_after)
-    rows = [_credential(credential, now) for credential in soonest_first[:MAX_ROWS]]
-    return _table("Credentials", len(credentials), ("Credential", "Expires", "Left", "SHA-256"), rows)
+def _credentials(metrics: Metrics, now: float) -> str:
+    held = metrics.held_back
+    order = sorted(metrics.credentials, key=lambda one: (one.credential not in held, one.not_after))
+    rows = [_credential(one, held.get(one.credential), now) for one in order[:MAX_ROWS]]
+    return _table("Credentials", len(order), ("Credential", "Expires", "Left", "SHA-256"), rows)
 
 
-def _credential(credential: CredentialLabels, now: float) -> str:
+def _credential(credential: CredentialLabels, held: str | None, now: float) -> str:
     left = credential.not_after - now
     days = int(left // _DAY)
     if left <= 0:
@@ -151,7 +152,15 @@ def _credential(credential: CredentialLabels, now: float) -> str:
     return (
         f"<tr><th>{escape(credential.credential)}</th><td>{moment(credential.not_after)}</td>"
         f'<td><b class="{kind}">{words}</b></td><td><code>{escape(credential.fingerprint)}</code></td></tr>'
+        f"{_held_back(held)}"
     )
+
+
+def _held_back(why: str | None) -> str:
+    """A row below the credential's own: why its newer certificate is not in force."""
+    if why is None:
+        return ""
+    return f'<tr class="last"><td colspan="4"><b class="bad">newer one held back</b> {escape(why)}</td></tr>'
 
 
 def _listeners(listeners: Mapping[str, Sequence[str]], metrics: Metrics) -> str:

@@ -150,6 +150,11 @@ class CredentialConfig(Model):
         default=None,
         description="Where the passphrase is: {env: NAME} or {file: PATH}. Never the passphrase itself.",
     )
+    prove: fields.Flag = Field(
+        default=True,
+        description="At a reload, show a changed certificate to the upstreams first: as long as one of them "
+        "refuses it and the one before is valid, that one stays in force.",
+    )
 
     @property
     def files(self) -> tuple[Path, ...]:

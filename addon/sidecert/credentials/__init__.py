@@ -53,6 +53,21 @@ class Credential:
     own: OwnCertificate
     """It in words, for those who were refused with it."""
 
+    @property
+    def presented(self) -> tuple[str, ...]:
+        """The fingerprints of all certificates that are sent, in their order."""
+        return (self.fingerprint, *fingerprints(self.chain))
+
+    @property
+    def valid_until(self) -> float:
+        """When the first of the certificates that are sent expires, in epoch seconds."""
+        return min((self.not_after, *(each.not_after for each in self.own.intermediates)))
+
+
+def fingerprints(certificates: Sequence[x509.Certificate]) -> tuple[str, ...]:
+    """SHA-256 of each, lower-case hex."""
+    return tuple(certificate.fingerprint(hashes.SHA256()).hex() for certificate in certificates)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

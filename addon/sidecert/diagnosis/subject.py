@@ -134,7 +134,7 @@ def _route_to(host: str, port: int) -> Route:
     """A route of no config, with the defaults: the system's CAs, and no certificate."""
     settings = UpstreamConfig(host=host, port=port)
     config = RouteConfig(id="doctor", match=MatchConfig(host=host), upstream=settings, credential=None)
-    return Route(config, None, make_context(None, "system", settings.tls), ())
+    return Route(config, None, "system", make_context(None, "system", settings.tls), ())
 
 
 def _trust_of(route: Route) -> Trust:

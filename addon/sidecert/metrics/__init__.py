@@ -7,7 +7,7 @@ be computed are computed at the scrape. Everything here runs on one thread, the 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 
@@ -18,9 +18,17 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from sidecert.errors import Reason
 from sidecert.media_types import quality
 from sidecert.metrics.exposition import CredentialLabels, Page, RouteLabels, ShownRoute
-from sidecert.metrics.stats import ListenerStats, RouteStats
+from sidecert.metrics.stats import ListenerStats, Proof, RouteStats
 
-__all__ = ["NO_CREDENTIAL", "CredentialLabels", "ListenerStats", "Metrics", "RouteLabels", "RouteStats"]
+__all__ = [
+    "NO_CREDENTIAL",
+    "CredentialLabels",
+    "ListenerStats",
+    "Metrics",
+    "Proof",
+    "RouteLabels",
+    "RouteStats",
+]
 
 NO_CREDENTIAL = "none"
 """The credential label of a route that sends no certificate on purpose."""
@@ -43,6 +51,9 @@ class Metrics:
         self.generation = 0
         self.routes: tuple[RouteLabels, ...] = ()
         self.credentials: tuple[CredentialLabels, ...] = ()
+        self.held_back: Mapping[str, str] = {}
+        """Why, by the ids of the credentials whose newer certificate is not in force."""
+        self._proofs: dict[str, dict[Proof, int]] = {}
         self.build = _build()
         self._route_stats: dict[str, RouteStats] = {}
         self._listener_stats: dict[str, ListenerStats] = {}
@@ -73,6 +84,11 @@ class Metrics:
         if reason in self._denied:
             self._denied[reason] += 1
 
+    def proof(self, credential: str, result: Proof) -> None:
+        """Count what came of showing a credential's new certificate to an upstream."""
+        counts = self._proofs.setdefault(credential, dict.fromkeys(Proof, 0))
+        counts[result] += 1
+
     def set_generation(
         self,
         number: int,
@@ -84,9 +100,12 @@ class Metrics:
     ) -> None:
         """A generation is in force since `now` (epoch seconds): its ids have series, no others have.
 
+        The same number again: one of its credentials has another certificate, and nothing was loaded.
         The tuples are those of `RouteLabels` and `CredentialLabels`. Who still holds the numbers of a
         removed route may go on adding to them; nobody sees them any more.
         """
+        if number != self.generation:
+            self.last_load_ok, self._last_load_time = True, now
         self.generation = number
         self.routes = tuple(RouteLabels(*route) for route in routes)
         self.credentials = tuple(CredentialLabels(*credential) for credential in credentials)
@@ -96,7 +115,7 @@ class Metrics:
         known = self._credential_ids()
         for stats in self._route_stats.values():
             stats.handshakes = {id_: counts for id_, counts in stats.handshakes.items() if id_ in known}
-        self.last_load_ok, self._last_load_time = True, now
+        self._proofs = {id_: counts for id_, counts in self._proofs.items() if id_ in known}
 
     def reload(self, ok: bool, now: float) -> None:
         """Count a reload that was asked for by whether it was taken over; `now` in epoch seconds."""
@@ -128,6 +147,8 @@ class Metrics:
             shown=self._shown(),
             routes=self.routes,
             credentials=self.credentials,
+            held_back=self.held_back,
+            proofs=self._proofs,
             connections={label: self._listener_stats[label].connections for label in self._listeners},
             denied=self._denied,
             reloads=self._reloads,

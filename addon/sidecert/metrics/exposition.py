@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from sidecert.http_verdict import Signature
-from sidecert.metrics.stats import BUCKETS, CODES, Histogram, RouteStats
+from sidecert.metrics.stats import BUCKETS, CODES, Histogram, Proof, RouteStats
 from sidecert.outcome import Outcome
 
 _BOUNDS = (*map(repr, BUCKETS), "+Inf")
@@ -52,6 +52,10 @@ class Page:
     shown: Sequence[ShownRoute]
     routes: Sequence[RouteLabels]
     credentials: Sequence[CredentialLabels]
+    held_back: Mapping[str, str]
+    """Why, by credential."""
+    proofs: Mapping[str, Mapping[Proof, int]]
+    """Per credential; those never shown to an upstream are left out."""
     connections: Mapping[str, int]
     """Per listener."""
     denied: Mapping[str, int]
@@ -158,12 +162,20 @@ def _credential_info(page: Page) -> Iterator[tuple[str, float]]:
         yield _labels(credential=one.credential, fingerprint=one.fingerprint, serial=one.serial), 1
 
 
+def _proofs(page: Page) -> Iterator[tuple[str, float]]:
+    for one in page.credentials:
+        counts = page.proofs.get(one.credential, {})
+        for result in Proof:
+            yield _labels(credential=one.credential, result=result), counts.get(result, 0)
+
+
 _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
     (
         "sidecert_handshakes_total",
         "counter",
-        "Attempts to open an upstream connection, and what the upstream began on an open one (a "
-        "renegotiation, or a certificate asked for after the handshake), by what came of them.",
+        "Attempts to open an upstream connection, for a call or to prove a new certificate, and what the "
+        "upstream began on an open one (a renegotiation, or a certificate asked for after the handshake), by "
+        "what came of them.",
         _handshakes,
     ),
     (
@@ -252,6 +264,21 @@ _OTHER_FAMILIES: tuple[tuple[str, str, str, _Samples], ...] = (
         "gauge",
         "The credential's certificate: its SHA-256 and serial number.",
         _credential_info,
+    ),
+    (
+        "sidecert_credential_held_back",
+        "gauge",
+        "1 while a newer certificate of the credential is refused, and the one before is in force.",
+        lambda page: (
+            (_label("credential", one.credential), int(one.credential in page.held_back))
+            for one in page.credentials
+        ),
+    ),
+    (
+        "sidecert_credential_proofs_total",
+        "counter",
+        "Upstreams that a new certificate was shown to before calls were made with it, by what came of it.",
+        _proofs,
     ),
     (
         "sidecert_config_reloads_total",

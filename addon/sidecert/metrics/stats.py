@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from enum import StrEnum
 from typing import NamedTuple
 
 from sidecert.http_verdict import Signature
@@ -34,6 +35,16 @@ class Histogram:
         """Count one duration."""
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.sum += seconds
+
+
+class Proof(StrEnum):
+    """What came of showing a new certificate to an upstream, before calls are made with it."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """And the one before is not refused there."""
+    UNPROVEN = "unproven"
+    """All else: the upstream cannot be reached, asks for no certificate, refuses both."""
 
 
 class Failure(NamedTuple):

@@ -1,0 +1,303 @@
+"""A new certificate is shown to the upstreams before calls depend on it, as a canary is taken down a mine.
+
+At a reload, each credential whose certificates have changed is presented to the upstreams that it was in use
+for. Where one refuses it, and not the one before as well, the credential keeps the one before as long as that
+is valid. All else of the new generation takes effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from sidecert.credentials import Credential
+from sidecert.errors import Problem, Refusal
+from sidecert.explain import explain
+from sidecert.generation import Generation, Route, Upstream, with_credentials
+from sidecert.metrics import Proof
+from sidecert.outcome import Observation, Outcome
+from sidecert.plane import Plane
+from sidecert.threads import in_thread
+from sidecert.upstream import NotOpened, UpstreamConnection
+from sidecert.words import moment
+
+log = logging.getLogger(__name__)
+
+LIMIT = 10.0
+"""Seconds that all proofs of a reload may take; what is not known by then is unproven."""
+AT_ONCE = 16
+MOST_UPSTREAMS = 32
+"""Of one credential: the first in the order of the config."""
+AGAIN = 300.0
+"""Seconds after which a certificate that was refused is shown once more."""
+
+_SOONEST = 0.05  # seconds; the wall clock may run a little behind the event loop's
+
+
+@dataclass(slots=True, eq=False)
+class _Trial:
+    """A certificate at one upstream, and what came of it."""
+
+    new: Upstream
+    old: Upstream
+    """The same place, with the certificate before."""
+    result: Proof = Proof.UNPROVEN
+    outcome: Outcome = Outcome.UNDECIDED
+    seen: Observation = field(default_factory=Observation)
+    why: str = "not tried in time"
+    """What proves nothing, where the result is unproven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A credential whose newer certificate was refused."""
+
+    wanted: Credential
+    until: float
+    """When the one before expires, in epoch seconds."""
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What may be put in force, and the credentials in it that keep the certificate before."""
+
+    generation: Generation
+    held: Mapping[str, Held]
+
+
+class Canary:
+    """Proves the certificates of each new generation, and later again those that were refused.
+
+    `lock` is held by whoever puts a generation in force.
+    """
+
+    def __init__(self, plane: Plane, lock: asyncio.Lock) -> None:
+        self._plane = plane
+        self._lock = lock
+        self._held: Mapping[str, Held] = {}
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._limit: asyncio.Timeout | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """A warning for each credential that is held back; the log has them."""
+        return tuple(held.problem for held in self._held.values())
+
+    async def prove(self, new: Generation, *, again: bool = False) -> Proven:
+        """`new`, with the certificates before where the new ones are refused. Needs the lock."""
+        old = self._plane.generation
+        changed = _changed(old, new)
+        if not changed:
+            return Proven(new, {})
+        before = await _exchanged(new, changed)
+        trials = {id: _trials(id, old, new, before) for id in changed}
+        await self._try_all(trial for each in trials.values() for trial in each)
+        held = {}
+        for id, each in trials.items():
+            for trial in each:
+                self._plane.metrics.proof(id, trial.result)
+            refused = next((trial for trial in each if trial.result is Proof.REFUSED), None)
+            if refused is None:
+                _tell_taken(id, each)
+            else:
+                held[id] = _hold_back(refused, changed[id], new, logging.INFO if again else logging.WARNING)
+        kept = {id: changed[id] for id in held}
+        return Proven(await _exchanged(new, kept) if kept else new, held)
+
+    def settle(self, proven: Proven) -> None:
+        """`proven` is in force."""
+        self._held = proven.held
+        self._plane.metrics.held_back = {
+            id: f"{held.problem.wrong}. {held.problem.right}" for id, held in proven.held.items()
+        }
+        self._set_timer()
+
+    def close(self) -> None:
+        """Try nothing again; what is being tried ends at once, as if its time were over."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    # -- one handshake ---------------------------------------------------------------------------------
+
+    async def _try_all(self, trials: Iterable[_Trial]) -> None:
+        if self._closed:
+            return
+        try:
+            async with asyncio.timeout(LIMIT) as self._limit, asyncio.TaskGroup() as group:
+                for trial in trials:
+                    group.create_task(self._try(trial))
+        except TimeoutError:
+            pass  # those that have not ended stay as they are
+        finally:
+            self._limit = None
+
+    async def _try(self, trial: _Trial) -> None:
+        """Fills in what came of `trial`; an error of our own proves nothing."""
+        try:
+            async with self._room:
+                trial.outcome, trial.seen = await self._shake_hands(trial.new)
+                trial.why = trial.outcome
+                if trial.outcome is Outcome.OK:
+                    trial.why = "it asks for no certificate in the handshake"
+                    asked = trial.seen.certificate_requested
+                    trial.result = Proof.ACCEPTED if asked else Proof.UNPROVEN
+                elif trial.outcome.blames_our_certificate:
+                    trial.result = Proof.REFUSED
+                    # A route that never worked must not keep a certificate from all the others.
+                    outcome, _ = await self._shake_hands(trial.old)
+                    if outcome.blames_our_certificate:
+                        trial.result = Proof.UNPROVEN
+                        trial.why = f"{trial.outcome}, and {outcome} with the one before"
+        except Exception as exc:
+            log.error("an error of sidecert's own while a certificate was proven", exc_info=exc)
+
+    async def _shake_hands(self, upstream: Upstream) -> tuple[Outcome, Observation]:
+        """Open a connection as for a call, with its wait for a verdict that comes late, and close it."""
+        stats = self._plane.metrics.route(upstream.route.id)
+        connection = UpstreamConnection(upstream, stats, lambda _: None)
+        try:
+            await connection.open()
+        except NotOpened as exc:
+            return exc.outcome, exc.seen
+        except Refusal:  # no thread can be had to look the name up
+            return Outcome.UNDECIDED, connection.seen
+        if connection.outcome is None:
+            connection.leave()  # it says nothing before it has a request
+        else:
+            connection.close()
+        return connection.outcome or Outcome.UNDECIDED, connection.seen
+
+    # -- once more -------------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._held and not self._closed:
+            left = min(held.until for held in self._held.values()) - time.time()
+            wait = max(min(AGAIN, left), _SOONEST)
+            self._timer = asyncio.get_running_loop().call_later(wait, self._start_again)
+
+    def _start_again(self) -> None:
+        self._timer = None
+        self._task = asyncio.get_running_loop().create_task(self._again())
+
+    async def _again(self) -> None:
+        """Show what was refused once more; what has no valid one before it is taken as it is."""
+        async with self._lock:
+            if self._timer is not None:
+                return  # a reload has come in between
+            try:
+                current = self._plane.generation
+                wanted = {id: held.wanted for id, held in self._held.items()}
+                proven = await self.prove(await _exchanged(current, wanted), again=True)
+                if self._closed:
+                    return
+                if proven.held.keys() != self._held.keys():
+                    self._plane.adopt(proven.generation)
+                self.settle(proven)
+            except Exception as exc:
+                log.error("an error of sidecert's own while a certificate was proven again", exc_info=exc)
+                self._set_timer()
+
+
+async def _exchanged(generation: Generation, others: Mapping[str, Credential]) -> Generation:
+    # In a thread: trust stores take their time, and the calls in flight have none.
+    return await in_thread("proving", partial(with_credentials, generation, others))
+
+
+def _changed(old: Generation, new: Generation) -> dict[str, Credential]:
+    """The credentials to prove, as they were: those that are to go on with other certificates."""
+    changed = {}
+    for id, credential in new.credentials.items():
+        before = old.credentials.get(id)
+        if before is None or before.presented == credential.presented or not new.config.credentials[id].prove:
+            continue
+        if time.time() < before.valid_until:
+            changed[id] = before
+        else:  # nothing is worse than an expired one, which nobody takes
+            _log_unproven(logging.INFO, id, ["the certificate before has expired"])
+    return changed
+
+
+def _trials(id: str, old: Generation, new: Generation, before: Generation) -> list[_Trial]:
+    """The distinct upstreams that credential `id` goes on being used for, as far as the config names them."""
+    found: dict[object, _Trial] = {}
+    for route in new.routes.values():
+        known = old.routes.get(route.id)
+        host = _written_host(route)
+        if route.credential_id != id or known is None or known.credential_id != id or host is None:
+            continue
+        upstream = route.upstream(host)
+        settings = route.config.upstream
+        place = (upstream.host, upstream.port, upstream.server_name, settings.trust, settings.tls)
+        found.setdefault(place, _Trial(upstream, before.routes[route.id].upstream(host)))
+    return list(islice(found.values(), MOST_UPSTREAMS))
+
+
+def _written_host(route: Route) -> str | None:
+    """A host to ask the route's upstream for; None where only callers name one."""
+    matched = route.config.match.host
+    return route.config.upstream.host if matched.startswith("*.") else matched
+
+
+def _tell_taken(id: str, trials: list[_Trial]) -> None:
+    unproven = [f"{each.new.label}: {each.why}" for each in trials if each.result is Proof.UNPROVEN]
+    if unproven:
+        _log_unproven(logging.WARNING, id, unproven)
+    elif trials:
+        fields = {"event": "credential_proven", "credential": id, "upstreams": len(trials)}
+        log.info("the new certificate of credential %s is accepted, and taken", id, extra=fields)
+    else:
+        _log_unproven(logging.INFO, id, ["no upstream that it was used for has its host in the config"])
+
+
+def _log_unproven(level: int, id: str, why: list[str]) -> None:
+    fields = {"event": "credential_unproven", "credential": id, "unproven": why}
+    log.log(level, "the new certificate of credential %s is taken without a proof", id, extra=fields)
+
+
+def _hold_back(trial: _Trial, before: Credential, new: Generation, level: int) -> Held:
+    upstream, wanted = trial.new, new.credentials[before.id]
+    verdict = explain(
+        trial.outcome,
+        trial.seen,
+        upstream=upstream.label,
+        server_name=upstream.server_name,
+        credential=wanted.id,
+        certificate=wanted.own,
+        now=time.time(),
+    )
+    log.log(
+        level,
+        "the new certificate of credential %s is refused: the one before stays in force",
+        wanted.id,
+        extra={
+            "event": "credential_held_back",
+            "credential": wanted.id,
+            "route": upstream.route.id,
+            "upstream": upstream.label,
+            "outcome": trial.outcome,
+            "evidence": verdict.evidence,
+            "remedy": verdict.remedy,
+            "in_force_until": moment(before.valid_until),
+        },
+    )
+    wrong = (
+        f"the new certificate is held back, since {upstream.label} refuses it ({trial.outcome}) and does not "
+        f"refuse the one before, which stays in force until {moment(before.valid_until)} at most"
+    )
+    path = f"credentials.{wanted.id}"
+    return Held(wanted, before.valid_until, Problem(str(new.path), None, path, wrong, verdict.remedy, True))
