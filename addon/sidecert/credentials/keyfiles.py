@@ -6,6 +6,7 @@ parsers below are not a closed list and may quote what they read: all are caught
 
 from __future__ import annotations
 
+import binascii
 import os
 import shlex
 import stat
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from sidecert.credentials import certificates, filekinds
+from sidecert.credentials import certificates, filekinds, rounds
 from sidecert.credentials.filekinds import WANTED, Block, Kind, Role, Unusable
 
 MAX_BYTES = 1 << 20
@@ -98,6 +99,7 @@ def _decrypt_key(path: Path, block: Block, passphrase: Passphrase) -> PrivateKey
     where = shlex.quote(str(path))
     if passphrase.text is None:
         raise Unusable(f"{path} is encrypted, and no passphrase is given", _GIVE_PASSPHRASE)
+    _check_effort(path, _der(block))
     try:
         return serialization.load_pem_private_key(block.pem, passphrase.text)
     except UnsupportedAlgorithm:
@@ -115,6 +117,14 @@ def _decrypt_key(path: Path, block: Block, passphrase: Passphrase) -> PrivateKey
         ) from None
 
 
+def _der(block: Block) -> bytes:
+    """What is between its lines; nothing where that is damaged, or has no such form (RFC 1421)."""
+    try:
+        return binascii.a2b_base64(b"".join(block.pem.splitlines()[1:-1]))
+    except binascii.Error:
+        return b""
+
+
 def unsupported(path: Path, kind: str) -> Unusable:
     """The error for a key that loads, and that TLS has no signature scheme for."""
     return Unusable(
@@ -129,6 +139,7 @@ def read_pkcs12(path: Path, passphrase: Passphrase) -> Store | None:
     kind = filekinds.kind_of(filekinds.find_blocks(path, data), data)
     if kind is not Kind.PKCS12:
         raise filekinds.not_wanted(path, "pkcs12", kind)
+    _check_effort(path, data)
     # A store without a passphrase opens with none only, and giving one all the same is no mistake.
     for text in dict.fromkeys((passphrase.text, None)):
         store = _open_pkcs12(data, text)
@@ -148,6 +159,17 @@ def read_pkcs12(path: Path, passphrase: Passphrase) -> Store | None:
         )
     wrong = f"{path} cannot be opened with the given passphrase: it is wrong, or the file is damaged"
     raise Unusable(wrong, right)
+
+
+def _check_effort(path: Path, der: bytes) -> None:
+    """Raises `Unusable` for a file that would take so long to open that calls had to wait."""
+    excess = rounds.excess(der)
+    if excess is not None:
+        most = f"{rounds.MOST_ROUNDS:,} rounds, or {rounds.MOST_MEMORY >> 20} MiB"
+        raise Unusable(
+            f"{path} takes too long to open: {excess}",
+            f"make it anew with less, such as openssl's and keytool's default; the most is {most}",
+        )
 
 
 def _open_pkcs12(data: bytes, passphrase: bytes | None) -> Store | None:
