@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from sidecert.evidence import evidence
 from sidecert.generation import Upstream
@@ -28,11 +29,18 @@ _HOLD_KNOWN = 0.15
 class Attempt:
     """What was seen of one handshake (`seen`) and what came of it (`outcome`, None until the verdict)."""
 
-    def __init__(self, upstream: Upstream, stats: RouteStats, seen: Observation) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        stats: RouteStats,
+        seen: Observation,
+        on_verdict: Callable[[Observation, Outcome], None] | None = None,
+    ) -> None:
         self.seen = seen
         self.outcome: Outcome | None = None
         self._upstream = upstream
         self._stats = stats
+        self._on_verdict = on_verdict
         self._now = asyncio.get_running_loop().time
         self._began = self._now()
 
@@ -67,6 +75,8 @@ class Attempt:
                 self._stats.cert_requested(seen.certificate_requested)
             if outcome is not Outcome.OK and seen.certificate_requested and stream is not None:
                 stream.note_acceptable_cas(self._upstream.route.credential)
+            if self._on_verdict is not None:
+                self._on_verdict(seen, outcome)
             # Every other failure is logged with the answer to its call.
             if outcome is Outcome.UNDECIDED:
                 self._log("undecided", "the call ended before the upstream's verdict")

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Protocol
 
 from sidecert import calllog, refusals
+from sidecert.circuit import CircuitOpen
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import BadAnswer, Refusal
 from sidecert.generation import Upstream
@@ -221,6 +222,9 @@ class Exchange:
                 self._connection = await self._pool.open(self.upstream, fresh=True)
         except NotOpened as failure:
             self.refuse(self._explain(failure.seen, failure.outcome))
+            return
+        except CircuitOpen as verdict:
+            self.refuse(refusals.circuit_open(verdict, self.upstream, sent_before=self._retried))
             return
         except Refusal as refusal:
             self.refuse(refusal)

@@ -73,8 +73,20 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "at the name servers if names hang.",
     ),
     Reason.POOL_FULL: (
-        "All of the route's connections to the upstream were in use for longer than a call may wait.",
-        "Call again after `Retry-After`; raise `upstream.pool.max_connections` if the upstream takes more.",
+        "All of the route's connections to the upstream were in use for longer than a call may wait, or as "
+        "many calls as may wait (`upstream.pool.max_waiting`) did so already; `detail` says which.",
+        "Call again after `Retry-After`; raise `upstream.pool.max_connections` if the upstream takes more. "
+        "Where it is slow to answer, find out why.",
+    ),
+    Reason.CIRCUIT_OPEN: (
+        "As many attempts in a row to open a connection to the upstream have failed as "
+        "`upstream.circuit.failures` of the route says, so calls that would need a new connection are "
+        "answered at once. After `upstream.circuit.pause` one call tries again; until its verdict the others "
+        "are answered so. `detail`, `evidence` and `remedy` are those of the last attempt.",
+        "Do what `remedy` says about the last attempt, whose outcome `detail` names. No restart is needed: "
+        "calls try again by themselves after `Retry-After`, and at once after a reload that changes the "
+        "route or its files. `sidecert doctor ROUTE` tries now. With `upstream.circuit.failures: 0` each "
+        "call tries.",
     ),
     Reason.RESPONSE_TIMEOUT: (
         "The upstream took the request, but did not answer in time, or stopped reading it.",

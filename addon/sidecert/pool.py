@@ -12,6 +12,7 @@ import time
 from collections import deque
 from math import inf
 
+from sidecert.circuit import Circuits, Try
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Route, Upstream
 from sidecert.http_verdict import Signature
@@ -50,6 +51,8 @@ class Pool:
         """Places given to waiters that have not opened their connection yet."""
         self._waiters: deque[_Waiter] = deque()
         self._retired = False
+        self._circuits = Circuits(route.config.upstream.circuit, timers.now, self._refuse_waiters)
+        stats.circuit_open = self._circuits.any_open
         self._told_unasked: Route | None = None
         """The route, of a generation, for which the log has that its upstream asks for no certificate."""
         self._told_rejected: dict[Signature, Route] = {}
@@ -80,11 +83,14 @@ class Pool:
         """A new connection to `upstream`, or the next that becomes free where no more may be opened.
 
         `fresh` asks for a new one in any case: its place is waited for where the pool is full.
-        Raises NotOpened with the verdict, and Refusal when the pool stays full for the `connect` limit.
+        Raises NotOpened with the verdict, CircuitOpen where the last attempts failed and no other is due, and
+        Refusal when the pool stays full for the `connect` limit or too many wait for it.
         """
+        self._circuits.check(upstream)
         self._make_room()
+        limit = self._now() + self._timeouts.connect
         while self._is_full:
-            given = await self._wait(upstream, fresh)
+            given = await self._wait(upstream, fresh, limit)
             if given is None:
                 self._promised -= 1
                 break
@@ -92,16 +98,28 @@ class Pool:
                 self.stats.reuses += 1
                 return given
             given.close()
-        connection = UpstreamConnection(upstream, self.stats, self._ended)
-        self._connections.add(connection)
-        self.stats.connections += 1
         try:
+            attempt = self._circuits.begin(upstream)
+        except BaseException:
+            self._promise()  # the place is another's
+            raise
+        return await self._open(upstream, attempt)
+
+    async def _open(self, upstream: Upstream, attempt: Try) -> UpstreamConnection:
+        connection = None
+        try:
+            connection = UpstreamConnection(upstream, self.stats, self._ended, attempt.told)
+            self._connections.add(connection)
+            self.stats.connections += 1
             await connection.open()
+            attempt.stood()
             connection.usable_until = self._now() + self._lifetime()
             seen = connection.seen
             connection.unasked = seen.certificate_sent and not seen.certificate_requested
         except BaseException:
-            connection.leave()  # whatever it was, its place must not stay taken
+            attempt.left()
+            if connection is not None:
+                connection.leave()  # whatever it was, its place must not stay taken
             raise
         return connection
 
@@ -211,32 +229,48 @@ class Pool:
         if self._is_full and (idle := self._all_idle()):
             min(idle, key=lambda connection: connection.idle_until).close()
 
-    async def _wait(self, upstream: Upstream, fresh: bool) -> UpstreamConnection | None:
+    async def _wait(self, upstream: Upstream, fresh: bool, until: float) -> UpstreamConnection | None:
         """A connection that was handed over, or None for the promise of a place to open one."""
+        if len(self._waiters) >= self._limits.max_waiting:
+            raise self._full(fresh, f"and {self._limits.max_waiting} calls wait for one already")
         turn: asyncio.Future[UpstreamConnection | None] = asyncio.get_running_loop().create_future()
         waiter = (upstream, fresh, turn)
         self._waiters.append(waiter)
-        limit = self._timeouts.connect
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout_at(until):
                 return await turn
         except BaseException as exc:
             self._give_up(waiter)
             if isinstance(exc, TimeoutError):
-                raise Refusal.of(
-                    Reason.POOL_FULL,
-                    f"All {self._limits.max_connections} connections of route "
-                    f"{self.route.id!r} stayed in use for {limit:g} s.",
-                    "Call less at once, or raise `upstream.pool.max_connections` of the route.",
-                    retry_after=1,
-                ) from exc
+                raise self._full(fresh, f"and stayed so for {self._timeouts.connect:g} s") from exc
             raise
+
+    def _full(self, fresh: bool, more: str) -> Refusal:
+        # What asks for a new connection may have gone out on another one before.
+        not_sent = "" if fresh else " No byte of the request was sent."
+        return Refusal.of(
+            Reason.POOL_FULL,
+            f"All {self._limits.max_connections} connections of route {self.route.id!r} are in use, {more}."
+            f"{not_sent}",
+            "Call less at once, or raise `upstream.pool.max_connections` of the route.",
+            retry_after=1,
+        )
+
+    def _refuse_waiters(self, host: str) -> None:
+        """The circuit has opened, or is tried by one: nobody waits to make an attempt at that host."""
+        for waiter in [each for each in self._waiters if each[0].host == host]:
+            error = self._circuits.reason(host)
+            self._waiters.remove(waiter)
+            if not waiter[2].done():
+                waiter[2].set_exception(error)
 
     def _give_up(self, waiter: _Waiter) -> None:
         turn = waiter[2]
         if not turn.done() or turn.cancelled():
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+        elif turn.exception() is not None:
+            pass  # nothing was given
         elif (connection := turn.result()) is not None:
             self.release(connection)
         else:

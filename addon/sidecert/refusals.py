@@ -4,17 +4,49 @@ processed, and what to do."""
 from __future__ import annotations
 
 import time
+from math import ceil
 
+from sidecert.circuit import CircuitOpen
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.evidence import evidence
-from sidecert.explain import explain
+from sidecert.explain import Verdict, explain
 from sidecert.generation import Upstream
 from sidecert.outcome import Observation, Outcome, is_certain
 
 _TIMEOUTS = frozenset((Outcome.CONNECT_TIMEOUT, Outcome.HANDSHAKE_TIMEOUT))
 _NOT_SENT = "No byte of the request was sent"
 _MAY_BE = "the request may have been processed"
+
+
+def circuit_open(error: CircuitOpen, upstream: Upstream, *, sent_before: bool = False) -> Refusal:
+    """No attempt was made, since so many have failed; tells of the last as its own call was told.
+
+    `sent_before`: the request went out on another connection before.
+    """
+    last = _explain(error.seen, error.outcome, upstream)
+    if error.wait:
+        then = f"the first call in {error.wait:.1f} s tries again"
+    else:
+        then = "another call is trying just now"
+    sent = f"Before this it went out on a connection that then ended: {_MAY_BE}" if sent_before else _NOT_SENT
+    return Refusal.of(
+        Reason.CIRCUIT_OPEN,
+        f"{_attempts(error.failures)} to open a connection to {upstream.label} failed, so none was made for "
+        f"this call. {sent}. The last came to {error.outcome.value}: {last.cause}",
+        f"{last.remedy} Calls try again by themselves after `Retry-After`, and at once after a reload that "
+        "changes the route or its files.",
+        evidence=(
+            f"{_attempts(error.failures)} failed, {error.ago:.1f} s ago with {error.outcome.value}",
+            *last.evidence,
+            then,
+        ),
+        retry_after=max(1, ceil(error.wait)),
+    )
+
+
+def _attempts(failures: int) -> str:
+    return "The last attempt" if failures == 1 else f"The last {failures} attempts"
 
 
 def handshake_failed(
@@ -24,7 +56,13 @@ def handshake_failed(
 
     `sent_before`: the request went out on another one before.
     """
-    verdict = explain(
+    verdict = _explain(seen, outcome, upstream)
+    detail = f"{verdict.cause} {_processed(seen, outcome, sent_before)}."
+    return Refusal(status_of(outcome), outcome.value, verdict.title, detail, verdict.remedy, verdict.evidence)
+
+
+def _explain(seen: Observation, outcome: Outcome, upstream: Upstream) -> Verdict:
+    return explain(
         outcome,
         seen,
         upstream=upstream.label,
@@ -33,8 +71,6 @@ def handshake_failed(
         certificate=upstream.route.own,
         now=time.time(),
     )
-    detail = f"{verdict.cause} {_processed(seen, outcome, sent_before)}."
-    return Refusal(status_of(outcome), outcome.value, verdict.title, detail, verdict.remedy, verdict.evidence)
 
 
 def status_of(outcome: Outcome) -> int:

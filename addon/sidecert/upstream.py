@@ -76,11 +76,16 @@ class _State(Enum):
 class UpstreamConnection(asyncio.Protocol):
     """Made and opened by a pool; nobody else makes one.
 
-    `on_end` is called once when the connection has ended, whatever ended it.
+    `on_end` is called once when the connection has ended, whatever ended it; `on_verdict` once with what came
+    of the attempt to open it, which may be some time after it was opened.
     """
 
     def __init__(
-        self, upstream: Upstream, stats: RouteStats, on_end: Callable[[UpstreamConnection], None]
+        self,
+        upstream: Upstream,
+        stats: RouteStats,
+        on_end: Callable[[UpstreamConnection], None],
+        on_verdict: Callable[[Observation, Outcome], None] | None = None,
     ) -> None:
         self.upstream = upstream
         self.unasked = False
@@ -98,7 +103,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         sends = upstream.route.credential is not None
-        self._attempt = Attempt(upstream, stats, Observation(certificate_sent=sends))
+        self._attempt = Attempt(upstream, stats, Observation(certificate_sent=sends), on_verdict)
         """To open it, or the last that the upstream has begun on it since."""
         self._hello_sent = 0.0
         self._established = 0.0

@@ -29,6 +29,7 @@ import sidecert.exchange
 import sidecert.refusals
 import sidecert.upstream
 from sidecert.attempt import Attempt
+from sidecert.circuit import CircuitOpen, Circuits, Try
 from sidecert.downstream import Downstream
 from sidecert.exchange import Exchange
 from sidecert.http1 import AnswerReader, RequestParser, ResponseParser, answer_reader
@@ -55,6 +56,8 @@ CLASSES: tuple[type, ...] = (
     UpstreamConnection,
     Attempt,
     Pool,
+    Circuits,
+    Try,
     AnswerReader,
     TlsStream,
     Deadline,
@@ -79,6 +82,7 @@ OTHERS: tuple[tuple[Any, str], ...] = (
     (sidecert.exchange, "downstream_head"),
     (sidecert.exchange, "encode_chunk"),
     (sidecert.refusals, "explain"),
+    (CircuitOpen, "__init__"),
     (sidecert.exchange, "last_chunk"),
     (sidecert.exchange, "upstream_head"),
     (answer_reader, "body_reader"),
@@ -622,6 +626,32 @@ def full_pool_for_long(stage: Stage) -> None:
     first.reset()
 
 
+def left_alone(stage: Stage) -> None:
+    """Nobody listens: the second call is answered at once, and a later one tries again."""
+    talkers = [stage.talker() for _ in range(3)]
+    stage.arm()
+    for talker in talkers[:2]:
+        stage.send(talker, stage.request("/", route="alone"))
+        stage.read(talker)
+    circuits = stage.inside.pool("alone")._circuits._circuits
+    now = stage.inside.loop.time
+    stage.inside.wait_for(lambda: all(each.until is None or each.until < now() for each in circuits.values()))
+    stage.send(talkers[2], stage.request("/", route="alone"))
+    stage.read(talkers[2])
+
+
+def waits_in_vain(stage: Stage) -> None:
+    """The only place goes to an attempt that fails: who waits for it is told so too."""
+    first, second = stage.talker(), stage.talker()
+    stage.arm()
+    stage.send(first, stage.request("/", route="alone-and-narrow"))
+    stats = stage.inside.stats("alone-and-narrow")
+    stage.inside.wait_for(lambda: stats.connections == 1 or stage.over())
+    stage.send(second, stage.request("/", route="alone-and-narrow"))
+    for talker in (first, second):
+        stage.read(talker)
+
+
 def swept(stage: Stage) -> None:
     """A connection that has been idle for long enough."""
     talker = stage.talker()
@@ -668,12 +698,23 @@ CALLS: dict[Callable[[Stage], None], set[str]] = {
     without_ticket: set(),
     full_pool: {"whole", "pool_full"},
     full_pool_for_long: {"pool_full"},
+    left_alone: {"connect_refused", "circuit_open"},
+    waits_in_vain: {"handshake_timeout", "circuit_open"},
     swept: set(),
 }
 
 
 # These wait for something each time: only what no quick call comes through is made to raise in them.
-SLOW = {swept, without_ticket, silent, no_handshake, full_pool_for_long, slow_reader}
+SLOW = {
+    swept,
+    left_alone,
+    waits_in_vain,
+    without_ticket,
+    silent,
+    no_handshake,
+    full_pool_for_long,
+    slow_reader,
+}
 
 
 @dataclass
@@ -714,6 +755,7 @@ class World:
 
     def _close_idle(self) -> None:
         for pool in self.inside.plane.pools.values():
+            pool._circuits._circuits.clear()
             for connection in pool._all_idle():
                 self._closed.append(connection)
                 connection.close()
@@ -753,6 +795,7 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
     RECORDED.append(upstream)
     patient = {"connect": "1500ms", "handshake": "1500ms", "response": "1500ms", "stall": "1500ms"}
     one = {"max_connections": 1, "max_idle": 1}
+    brittle = {"failures": 1, "pause": "30ms"}
 
     def to(name: str, peer: Addressed, **more: object) -> dict[str, Any]:
         return route(name, peer, trust=pki.trust, **{"timeouts": patient, **more})  # type: ignore[arg-type]
@@ -767,6 +810,14 @@ def world(request: pytest.FixtureRequest, peers: Peers, pki: Pki, tmp_path: Path
         to("ticketless", ticketless),
         to("impatient", upstream, timeouts={**patient, "response": "60ms"}),
         to("forgetful", upstream, timeouts={**patient, "idle": "30ms"}),
+        to("alone", peers.closed_port(), circuit=brittle),
+        to(
+            "alone-and-narrow",
+            peers.silent(),
+            timeouts={**patient, "handshake": "60ms"},
+            pool=one,
+            circuit=brittle,
+        ),
     ]
     whole = config(routes, pki.credentials, limits={"header_timeout": "100ms"})
     try:

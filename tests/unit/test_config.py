@@ -176,7 +176,8 @@ def test_the_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
         "trust": "system",
         "tls": {"min": "1.2", "max": "1.3"},
         "timeouts": {"connect": 5, "handshake": 5, "response": 60, "stall": 60, "idle": 60},
-        "pool": {"max_idle": 32, "max_connections": 256},
+        "pool": {"max_idle": 32, "max_connections": 256, "max_waiting": 100},
+        "circuit": {"failures": 5, "pause": 10},
     }
     assert config.limits.model_dump() == {
         "connections": 1000,

@@ -32,6 +32,7 @@ TABLE = {
     "sidecert_retries_total": ("counter", {"route"}),
     "sidecert_upstream_connections": ("gauge", {"route", "state"}),
     "sidecert_upstream_connection_reuses_total": ("counter", {"route"}),
+    "sidecert_circuit_open": ("gauge", {"route"}),
     "sidecert_downstream_connections": ("gauge", {"listener"}),
     "sidecert_credential_not_after_timestamp_seconds": ("gauge", {"credential"}),
     "sidecert_credential_not_before_timestamp_seconds": ("gauge", {"credential"}),

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 import sidecert.pool
+from sidecert.config import CircuitConfig
 from sidecert.errors import Refusal
 from sidecert.generation import Habits
 from sidecert.metrics import RouteStats
@@ -28,9 +29,16 @@ class FakeConnection:
     failing = False
     next_seen = Observation()
 
-    def __init__(self, upstream: Any, stats: Any, on_end: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        upstream: Any,
+        stats: Any,
+        on_end: Callable[[Any], None],
+        on_verdict: Callable[[Observation, Outcome], None],
+    ) -> None:
         self.upstream = upstream
         self.on_end = on_end
+        self.on_verdict = on_verdict
         self.idle_until = self.usable_until = 0.0
         self.answer = SimpleNamespace(idle_timeout=None)
         self.reusable = True
@@ -43,8 +51,10 @@ class FakeConnection:
     async def open(self) -> None:
         await asyncio.sleep(0)
         if self.failing:
+            self.on_verdict(self.seen, Outcome.CONNECT_REFUSED)
             self.end()
-            raise NotOpened(Observation(), Outcome.CONNECT_REFUSED)
+            raise NotOpened(self.seen, Outcome.CONNECT_REFUSED)
+        self.on_verdict(self.seen, Outcome.OK)
 
     def is_alive(self) -> bool:
         return self.alive and not self.ended
@@ -57,17 +67,27 @@ class FakeConnection:
     close = leave = end
 
 
-A = SimpleNamespace(host="a", label="a:1", habits=Habits())
-B = SimpleNamespace(host="b", label="b:1", habits=Habits())
+ROUTE = SimpleNamespace(id="orders", credential_id="alice")
+A = SimpleNamespace(host="a", label="a:1", habits=Habits(), route=ROUTE, chosen_by_caller=True)
+B = SimpleNamespace(host="b", label="b:1", habits=Habits(), route=ROUTE, chosen_by_caller=True)
 
 
 def make_pool(
-    *, max_idle: int = 8, max_connections: int = 8, connect: float = 0.05, idle: float = 60, ends: float = 1e9
+    *,
+    max_idle: int = 8,
+    max_connections: int = 8,
+    max_waiting: int = 8,
+    failures: int = 0,
+    pause: float = 0.05,
+    connect: float = 0.05,
+    idle: float = 60,
+    ends: float = 1e9,
 ) -> Any:
     """A pool for a route with these settings, whose certificate ends in `ends` seconds."""
     upstream = SimpleNamespace(
         timeouts=SimpleNamespace(connect=connect, idle=idle),
-        pool=SimpleNamespace(max_idle=max_idle, max_connections=max_connections),
+        pool=SimpleNamespace(max_idle=max_idle, max_connections=max_connections, max_waiting=max_waiting),
+        circuit=CircuitConfig(failures=failures, pause=f"{pause * 1000:g}ms"),
     )
     credential = SimpleNamespace(valid_until=time.time() + ends)
     route = SimpleNamespace(config=SimpleNamespace(upstream=upstream), credential=credential, id="orders")

@@ -92,6 +92,8 @@ def _route(route: RouteRow, stats: RouteStats) -> str:
     upstream = escape(route.upstream)
     if route.insecure:
         upstream += ' <b class="bad">not verified</b>'
+    if stats.circuit_open():
+        upstream += ' <b class="bad">circuit open</b>'
     answered = sum(stats.codes)
     calls = f"{answered}" + (f" <small>+{stats.in_progress} now</small>" if stats.in_progress else "")
     by_sidecert, by_upstream = stats.codes[3], stats.codes[7]

@@ -13,6 +13,7 @@ from sidecert.config.binds import Bind
 from sidecert.config.hosts import bracket, host_port, normalise_host
 from sidecert.config.models import (
     AdminConfig,
+    CircuitConfig,
     Config,
     CredentialConfig,
     LimitsConfig,
@@ -35,6 +36,7 @@ from sidecert.errors import Problem
 __all__ = [
     "AdminConfig",
     "Bind",
+    "CircuitConfig",
     "Config",
     "CredentialConfig",
     "Draft",

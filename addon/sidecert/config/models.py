@@ -220,6 +220,9 @@ class PoolConfig(Model):
     max_connections: Annotated[int, *fields.whole(1, 65535)] = Field(
         default=256, description="Connections at once; more calls wait, at most timeouts.connect."
     )
+    max_waiting: Annotated[int, *fields.whole(0, 65535)] = Field(
+        default=100, description="Calls that wait for one at once; more get 503."
+    )
 
     @model_validator(mode="after")
     def _within(self) -> PoolConfig:
@@ -227,6 +230,17 @@ class PoolConfig(Model):
             wrong = f"{self.max_idle} is more than max_connections, {self.max_connections}"
             raise Mistake(wrong, f"write at most {self.max_connections}", ("max_idle",))
         return self
+
+
+class CircuitConfig(Model):
+    """When an upstream that keeps failing is left alone for a while."""
+
+    failures: Annotated[int, *fields.whole(0, 65535)] = Field(
+        default=5,
+        description="Attempts to open a connection that fail in a row before calls are answered at once with "
+        "503 and the last verdict. 0: never.",
+    )
+    pause: fields.Duration = _default("10s", values.duration, "How long until a call tries again.")
 
 
 class UpstreamConfig(Model):
@@ -251,6 +265,7 @@ class UpstreamConfig(Model):
     tls: TlsConfig = Field(default=TlsConfig(), json_schema_extra={"default": {"min": 1.2, "max": 1.3}})
     timeouts: TimeoutsConfig = Field(default=TimeoutsConfig(), json_schema_extra={"default": {}})
     pool: PoolConfig = Field(default=PoolConfig(), json_schema_extra={"default": {}})
+    circuit: CircuitConfig = Field(default=CircuitConfig(), json_schema_extra={"default": {}})
 
 
 class RouteConfig(Model):

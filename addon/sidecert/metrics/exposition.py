@@ -232,6 +232,12 @@ _ROUTE_FAMILIES: tuple[tuple[str, str, str, _RouteSamples], ...] = (
         "Times that a call was sent on a pooled connection.",
         _number(lambda stats: stats.reuses),
     ),
+    (
+        "sidecert_circuit_open",
+        "gauge",
+        "1 when the last attempts to reach an upstream of the route failed, and calls are answered at once.",
+        _number(lambda stats: int(stats.circuit_open())),
+    ),
 )
 
 _OTHER_FAMILIES: tuple[tuple[str, str, str, _Samples], ...] = (

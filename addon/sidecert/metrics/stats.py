@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -68,6 +69,7 @@ class RouteStats:
 
     __slots__ = (
         "cert_requests",
+        "circuit_open",
         "codes",
         "connections",
         "durations",
@@ -98,6 +100,9 @@ class RouteStats:
         self.http_rejections: dict[Signature, int] = {}
         """The signatures that have come."""
 
+        self.circuit_open: Callable[[], bool] = lambda: False
+        """Asked at the scrape: whether calls to an upstream of the route are answered at once, since the last
+        attempts failed. The route's pool sets it."""
         self.last_failure: Failure | None = None
         """For the status page."""
 
