@@ -17,7 +17,7 @@ from support.certs import Pki
 from support.clients import Address
 from support.fates import Fate, FatePeer, Fates, alert, fates
 from support.peers import Peers
-from support.sidecar import Addressed, Series, StartSidecar, route
+from support.sidecar import NO_CIRCUIT, Addressed, Series, StartSidecar, route
 
 AT_ONCE = 250
 PATIENT = {"connect": "40s", "handshake": "40s", "response": "40s"}
@@ -89,6 +89,7 @@ def test_two_thousand_fates_are_counted_exactly(
                 trust=pki.trust if lot.trusted else pki.other_trust,
                 credential=lot.credential,
                 timeouts=lot.timeouts,
+                circuit=NO_CIRCUIT,
             )
             for name, lot in LOTS.items()
         )

@@ -699,7 +699,7 @@ CALLS: dict[Callable[[Stage], None], set[str]] = {
     full_pool: {"whole", "pool_full"},
     full_pool_for_long: {"pool_full"},
     left_alone: {"connect_refused", "circuit_open"},
-    waits_in_vain: {"handshake_timeout", "circuit_open"},
+    waits_in_vain: {"handshake_timeout", "circuit_open", "pool_full"},
     swept: set(),
 }
 

@@ -58,7 +58,7 @@ from support.known_keys import (
 from support.lengths import rounds
 from support.peers import nginx
 from support.recorder import TlsVersion
-from support.sidecar import Sidecar, config, route, running
+from support.sidecar import NO_CIRCUIT, Sidecar, config, route, running
 from support.spoilt_flights import VERSIONS
 
 HANDSHAKE_SECONDS = 0.6
@@ -215,6 +215,7 @@ def scene(pki: Pki, folder: Path, all_villains: dict[str, Villain]) -> Iterator[
                 peer,
                 trust=pki.trust,
                 host=f"{name}.test",
+                circuit=NO_CIRCUIT,
                 timeouts=_timeouts(all_villains.get(name)),
             )
             for name, peer in every.items()

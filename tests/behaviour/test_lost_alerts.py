@@ -22,7 +22,7 @@ from support.front_peers import apache, plain_service, stunnel
 from support.java_peers import JavaKind, java_peers
 from support.lengths import rounds
 from support.peers import Peers
-from support.sidecar import Addressed, StartSidecar, route
+from support.sidecar import NO_CIRCUIT, Addressed, StartSidecar, route
 
 BODY = b"p" * 300_000
 AT_ONCE = 4
@@ -80,7 +80,10 @@ def test_refusal_is_told_every_time_and_nothing_of_the_request_is_sent(
     """A certificate of another CA, and none, again and again and several at once."""
     name = request.node.callspec.params["refuser"]
     running = sidecar(
-        *(route(who, refuser.peer, trust=pki.trust, credential=who) for who in ("stranger", "none", "alice"))
+        *(
+            route(who, refuser.peer, trust=pki.trust, credential=who, circuit=NO_CIRCUIT)
+            for who in ("stranger", "none", "alice")
+        )
     )
     body = BODY if method == "POST" else None
 
@@ -110,7 +113,9 @@ def test_slow_refusal_is_waited_for(sidecar: StartSidecar, pki: Pki) -> None:
     """An upstream that needs half a second to refuse: nothing of the request is sent before it does."""
     with fates(pki.upstream, pki.trust) as peers:
         upstream = peers.listen(Fate(tls="1.3", slow=0.5))
-        running = sidecar(route("orders", upstream, trust=pki.trust, credential="stranger"))
+        running = sidecar(
+            route("orders", upstream, trust=pki.trust, credential="stranger", circuit=NO_CIRCUIT)
+        )
         answer = running.call("POST", "http://orders.test/", BODY)
     assert answer.header("Sidecert-Outcome") == "client_cert_unknown_ca"
     assert "No byte of the request was sent." in answer.json()["detail"]
@@ -122,7 +127,9 @@ def test_refusal_after_the_longest_wait_still_excludes_that_the_request_was_proc
     """The request has gone out by then, but to an upstream that had not accepted the certificate."""
     with fates(pki.upstream, pki.trust) as peers:
         upstream = peers.listen(Fate(tls="1.3", slow=1.5))
-        running = sidecar(route("orders", upstream, trust=pki.trust, credential="stranger"))
+        running = sidecar(
+            route("orders", upstream, trust=pki.trust, credential="stranger", circuit=NO_CIRCUIT)
+        )
         answer = running.call("POST", "http://orders.test/", BODY)
     fields = answer.json()
     assert fields["outcome"] == "client_cert_unknown_ca"

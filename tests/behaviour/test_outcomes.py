@@ -14,7 +14,7 @@ from support.clients import Answer, Caller, Talker
 from support.fates import Fate, fates
 from support.peers import Peers
 from support.recorder import TlsRecorder, TlsVersion
-from support.sidecar import Addressed, Sidecar, StartSidecar, route
+from support.sidecar import NO_CIRCUIT, Addressed, Sidecar, StartSidecar, route
 from support.truth import IN_TIME
 
 TLS: list[TlsVersion] = ["1.2", "1.3"]
@@ -163,7 +163,7 @@ def test_upstream_that_cannot_be_used_has_one_outcome(sidecar: StartSidecar, pee
 
 def test_upstream_that_resets_at_once_has_one_outcome(sidecar: StartSidecar, peers: Peers, pki: Pki) -> None:
     """The RST may come before we have seen that the connection stood, or after: each time the same."""
-    running = sidecar(route("orders", peers.resets_at_accept(), trust=pki.trust))
+    running = sidecar(route("orders", peers.resets_at_accept(), trust=pki.trust, circuit=NO_CIRCUIT))
     answers = [running.get("http://orders.test/") for _ in range(30)]
     assert {answer.header("Sidecert-Outcome") for answer in answers} == {"closed_in_handshake"}
     assert running.outcomes("orders") == {"closed_in_handshake": 30}

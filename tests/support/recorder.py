@@ -323,6 +323,8 @@ class TlsRecorder:
         host: str = "127.0.0.1",
     ) -> None:
         self.answer = answer
+        self.shut = False
+        """Whether new connections are closed as soon as they come; those that stand go on."""
         self.requests: list[Seen] = []
         self.failures: list[str] = []
         self.failed_at: list[float] = []
@@ -408,6 +410,11 @@ class TlsRecorder:
             if self._stopped:
                 plain.close()
                 return
+            if self.shut:
+                with self._changed:
+                    self._open.discard(plain)
+                plain.close()
+                continue
             self._start(self._serve, plain, number)
 
     def _serve(self, plain: socket.socket, number: int) -> None:

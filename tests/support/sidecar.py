@@ -22,6 +22,9 @@ PROGRAM = str(Path(sys.executable).with_name("sidecert"))
 READY = 20.0  # seconds until the sidecar must be ready
 END = 40.0  # seconds until it must have ended; more than the longest drain
 
+NO_CIRCUIT = {"failures": 0}
+"""The upstream setting `circuit` of a route that is to try each time, however often it fails."""
+
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 

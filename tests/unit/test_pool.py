@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 import sidecert.pool
+from sidecert.circuit import CircuitOpen
 from sidecert.config import CircuitConfig
 from sidecert.errors import Refusal
 from sidecert.generation import Habits
@@ -500,3 +501,140 @@ def test_upstream_that_asks_for_no_certificate_is_told_once_per_generation(
     assert {(record.event, record.route, record.credential) for record in told} == {  # type: ignore[attr-defined]
         ("certificate_not_requested", "orders", "alice")
     }
+
+
+def test_more_than_max_waiting_are_refused_at_once(play: Play) -> None:
+    """And those in line still have their turn."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, max_waiting=2, connect=5)
+        only = await pool.open(A)
+        waiting = [asyncio.ensure_future(pool.open(A)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal) as refused:
+            await pool.open(A)
+        assert (refused.value.outcome, refused.value.retry_after) == ("pool_full", 1)
+        assert "2 calls wait" in refused.value.detail
+        pool.release(only)
+        for each in waiting:
+            pool.release(await each)
+        assert numbers(pool) == (0, 1)
+
+    play(main)
+
+
+def test_time_in_line_is_bounded_as_a_whole(play: Play) -> None:
+    """Who is given a connection that ends on its way, and waits again, does not wait twice as long."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, connect=0.2)
+        began = asyncio.get_running_loop().time()
+        only = await pool.open(A)
+        waiting = asyncio.ensure_future(pool.open(A))
+        await asyncio.sleep(0.15)
+        pool.release(only)
+        only.alive = False
+        pool._promised += 1  # another call has taken its place
+        with pytest.raises(Refusal):
+            await waiting
+        assert asyncio.get_running_loop().time() - began < 0.3
+
+    play(main)
+
+
+def test_all_that_wait_are_answered_when_the_circuit_opens(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for another host of the wildcard stay in line, and get the place."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, failures=2, connect=5)
+        only = await pool.open(B)
+        waiting = [asyncio.ensure_future(pool.open(A)) for _ in range(4)]
+        other = asyncio.ensure_future(pool.open(B))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(FakeConnection, "failing", True)
+        only.end()
+        async with asyncio.timeout(1):
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in results] == [NotOpened, NotOpened, CircuitOpen, CircuitOpen]
+        with pytest.raises(NotOpened):
+            await other
+        with pytest.raises(CircuitOpen):
+            await pool.open(A)
+        assert (numbers(pool), pool._promised, len(pool._waiters)) == ((0, 0), 0, 0)
+
+    play(main)
+
+
+def test_place_of_one_that_must_not_try_goes_to_the_next(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The circuit has opened between the promise of a place and its use."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=2, failures=1, connect=5)
+        first, second = await pool.open(B), await pool.open(B)
+        stopped, going = asyncio.ensure_future(pool.open(A)), asyncio.ensure_future(pool.open(B))
+        await asyncio.sleep(0)
+        first.end()  # the place is promised to the first in line, who has not woken up yet
+        pool._circuits.begin(A).told(Observation(), Outcome.CONNECT_REFUSED)
+        async with asyncio.timeout(1):
+            with pytest.raises(CircuitOpen):
+                await stopped
+            assert (await going).upstream is B
+        second.end()
+        assert (numbers(pool), pool._promised) == ((1, 0), 0)
+
+    play(main)
+
+
+def test_one_that_tries_and_is_given_up_does_not_hold_the_others_up(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled, or broken before there is a connection: the next call tries."""
+
+    async def main() -> None:
+        pool = make_pool(failures=1, pause=0.01)
+        monkeypatch.setattr(FakeConnection, "failing", True)
+        with pytest.raises(NotOpened):
+            await pool.open(A)
+        assert pool.stats.circuit_open()
+        await asyncio.sleep(0.02)
+        monkeypatch.setattr(FakeConnection, "failing", False)
+        trying = asyncio.ensure_future(pool.open(A))
+        await asyncio.sleep(0)
+        with pytest.raises(CircuitOpen):
+            await pool.open(A)
+        trying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trying
+        with monkeypatch.context() as patch:
+            patch.setattr(sidecert.pool, "UpstreamConnection", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await pool.open(A)
+        assert pool.stats.circuit_open()
+        connection = await pool.open(A)
+        assert not pool.stats.circuit_open()
+        connection.end()
+        assert numbers(pool) == (0, 0)
+
+    play(main)
+
+
+def test_idle_connection_is_used_while_the_circuit_is_open(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands is as good as before."""
+
+    async def main() -> None:
+        pool = make_pool(failures=1)
+        idle, broken = await pool.open(A), await pool.open(A)
+        pool.release(idle)
+        broken.end()
+        pool.take(A)
+        monkeypatch.setattr(FakeConnection, "failing", True)
+        with pytest.raises(NotOpened):
+            await pool.open(A)
+        pool.release(idle)
+        assert pool.take(A) is idle
+
+    play(main)
