@@ -117,9 +117,11 @@ class Pool:
             seen = connection.seen
             connection.unasked = seen.certificate_sent and not seen.certificate_requested
         except BaseException:
-            attempt.left()
-            if connection is not None:
-                connection.leave()  # whatever it was, its place must not stay taken
+            try:
+                if connection is not None:
+                    connection.leave()  # whatever it was, its place must not stay taken
+            finally:
+                attempt.left()  # nor may others wait for what comes of it
             raise
         return connection
 

@@ -20,7 +20,7 @@ from support.recorder import Exchange, fixed, head, silence
 from support.sidecar import Sidecar, StartSidecar, route
 
 HELD_AT_MOST = 256 + 100  # max_connections and max_waiting of a route
-FULL_PACE = 1.0
+FULL_PACE = 2.0
 """Seconds that no call to a good upstream may take: those to the dead ones are held for longer."""
 
 
