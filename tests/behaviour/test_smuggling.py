@@ -17,6 +17,7 @@ from support.peers import Peer, Peers
 from support.readers import Ended, Reply, answers_in, canonical, check_head
 from support.recorder import Exchange, head
 from support.sidecar import Sidecar, config, route, running
+from support.smuggled_answers import ANSWERS, BAD, AnswerCase
 from support.smuggling import KNOWN, REQUESTS, SECOND, UNFINISHED, Case, filled
 from support.wire import at_line_ends
 
@@ -46,9 +47,20 @@ class RawBytes:
         body = exchange.read_raw_body()
         with self._lock:
             self.whole.append((seen.connection, seen.target, seen.raw_head + body))
+        if seen.target.startswith("/answer-"):
+            self._answer_badly(exchange, ANSWERS[int(seen.target.rpartition("-")[2])])
+            return
         content = seen.target.encode()
         fields = ("Content-Length", str(len(content))), ("X-Connection", str(seen.connection))
         exchange.send(head(200, *fields) + (b"" if seen.method == "HEAD" else content))
+
+    @staticmethod
+    def _answer_badly(exchange: Exchange, case: AnswerCase) -> None:
+        exchange.send(case.wire)
+        if case.end == "close":
+            exchange.finish()
+        elif case.end == "cut":
+            exchange.cut()
 
     def of(self, mark: str) -> list[tuple[int, str, bytes]]:
         with self._lock:
@@ -224,3 +236,50 @@ def test_next_call_goes_over_the_same_connection(stage: Stage) -> None:
             assert len(connections) == 1, one.case.name
             same += 1
     assert same > 50
+
+
+@pytest.mark.parametrize("minor", [0, 1])
+def test_no_answer_is_read_in_two_ways(stage: Stage, minor: int) -> None:
+    """It is 502, or cut, or has one body for every reader; what stands behind it is nobody's answer."""
+    host = HOSTS["python"]
+    wrong: dict[str, str] = {}
+    for number, case in enumerate(ANSWERS):
+        token = b"%d-%06d" % (minor, number)
+        asked = b"%b /answer-%b HTTP/1.%d\r\nHost: %b\r\n" % (case.method, token, minor, host)
+        wire = asked + b"Connection: keep-alive\r\n\r\n" + filled(SECOND, token, host)
+        data, ended = send(stage.sidecar.listener, wire)
+        innocent, innocent_ended = send(stage.sidecar.listener, filled(INNOCENT, token, host))
+        try:
+            replies = answers_in(data, (case.method, b"GET"), ended)
+            check_answer(case, replies, ended, token)
+            [own] = answers_in(innocent, (b"GET",), innocent_ended)
+            assert own.body == b"/innocent-" + token
+            check_connections(stage, case, token.decode())
+        except AssertionError as error:
+            wrong[case.name] = str(error)
+    assert not wrong
+
+
+def check_answer(case: AnswerCase, replies: list[Reply], ended: Ended, token: bytes) -> None:
+    """The caller has the one body of the case, or 502, or less than an answer; then the next call's own."""
+    first, rest = replies[:1], replies[1:]
+    if case.body is not BAD:
+        assert [reply.body for reply in first] == [case.body]
+        assert first[0].value(b"sidecert-outcome") is None
+    elif first:
+        assert (first[0].status, first[0].value(b"sidecert-outcome")) in BAD_OUTCOMES, first
+    else:
+        assert ended == "reset"  # a FIN would be the end of an answer
+    assert [reply.body for reply in rest] in ([b"/second---" + token], [])
+    if rest == []:
+        assert ended == "reset" or first[0].value(b"connection") == b"close", replies
+
+
+def check_connections(stage: Stage, case: AnswerCase, token: str) -> None:
+    """What has brought an ambiguous answer, or more than one, is not used again."""
+    connections = {target: number for number, target, _ in stage.raw.of(token)}
+    later = {number for target, number in connections.items() if not target.startswith("/answer")}
+    assert (connections[f"/answer-{token}"] in later) == case.kept, connections
+
+
+BAD_OUTCOMES = ((502, b"upstream_bad_answer"), (502, b"upstream_closed"))

@@ -130,6 +130,11 @@ def _all(reader: object, data: bytes, methods: Sequence[bytes], ended: Ended) ->
     return found
 
 
+def chunked_body(data: bytes) -> bytes:
+    """What these chunks carry."""
+    return _chunks(data)[0]
+
+
 # -- ours --------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,9 @@ CODINGS: list[tuple[str, str, bytes]] = [
     ("two-lines", RFC, b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
 ]
 
+PLAIN_CODINGS = ("plain", "upper-case", "mixed-case", "no-blank", "tab")
+"""Those of them that can be read in one way only."""
+
 # Headers that are no Transfer-Encoding. Those that an upstream could take for it must not arrive.
 LOOK_ALIKES: list[tuple[str, str, bytes]] = [
     ("underscore", "CGI's names", b"Transfer_Encoding: chunked"),
@@ -541,9 +544,8 @@ def _codings() -> list[Case]:
         cases.append(Case(f"CL.TE: {name}", source, post(length(CL_TE), line, body=CL_TE)))
         cases.append(Case(f"TE.CL: {name}", source, post(line, FIRST_LINE, body=TE_CL)))
     # Nothing but an odd coding: one reader takes chunks, another no body at all.
-    plain = ("plain", "upper-case", "mixed-case", "no-blank", "tab")
     for name, source, line in CODINGS:
-        says = THROUGH if name in plain else REFUSED
+        says = THROUGH if name in PLAIN_CODINGS else REFUSED
         cases.append(Case(f"TE.0: {name}", source, post(line, body=TE_CL), says))
     for name, source, line in LOOK_ALIKES:
         cases.append(Case(f"no coding: {name}", source, post(length(CL_TE), line, body=CL_TE), THROUGH))
