@@ -16,6 +16,7 @@ import yaml
 
 from support.certs import Authority, Leaf, Pki, write_private
 from support.clients import Answer, Caller
+from support.lengths import rounds
 from support.peers import Peer, Peers, TlsVersion
 from support.recorder import TlsRecorder
 from support.sidecar import Sidecar, StartSidecar, route
@@ -163,6 +164,32 @@ def test_certificate_that_is_refused_is_held_back_and_a_good_one_taken(
         running.wait_for(lambda: len(answers) >= enough)
     assert seen_by(peer) == {"first", "good"}  # never strange, nor anything else
     assert running.outcomes("one")["client_cert_unknown_ca"] == 1  # the proof, and no call
+
+
+@pytest.mark.long_form(seconds=300)
+def test_no_call_is_lost_however_often_good_and_refused_certificates_take_turns(
+    sidecar: StartSidecar, peers: Peers, pki: Pki, tmp_path: Path
+) -> None:
+    """Under load, with both TLS versions: calls go out under the last certificate that was accepted."""
+    old, new = peers.recorder(tls="1.2"), peers.recorder(tls="1.3")
+    routes = [route(name, peer, trust=pki.trust, credential="me") for name, peer in (("a", old), ("b", new))]
+    one = Rotating(sidecar, tmp_path / "me", pki.ca.caller("good0"), *routes)
+    many = rounds(4, 200)
+    with calls_going_on(one.sidecar, "a.test") as a, calls_going_on(one.sidecar, "b.test") as b:
+        for number in range(1, many + 1):
+            held_problem(one.rotate(pki.other_ca.caller(f"strange{number}")))
+            one.rotate(pki.ca.caller(f"good{number}"))
+            assert one.held_back == 0
+            for host, peer in (("a", old), ("b", new)):
+                before = len(peer.requests)
+                assert one.sidecar.get(f"http://{host}.test/after/{number}").status == 200
+                (ours,) = [each for each in peer.requests[before:] if each.target == f"/after/{number}"]
+                assert ours.subject == f"good{number}"
+    calls = len(a) + len(b)
+    print(f"{many} refused and {many} good certificates, {calls} calls, none lost")
+    expected = {f"good{number}" for number in range(many + 1)}
+    assert seen_by(old) | seen_by(new) <= expected
+    assert one.proofs() == {"refused": 2 * many, "accepted": 2 * many}
 
 
 def test_all_else_of_the_reload_takes_effect(
