@@ -4,6 +4,7 @@ processed, and what to do."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from math import ceil
 
 from sidecert.circuit import CircuitOpen
@@ -24,7 +25,8 @@ def circuit_open(error: CircuitOpen, upstream: Upstream, *, sent_before: bool = 
 
     `sent_before`: the request went out on another connection before.
     """
-    last = _explain(error.seen, error.outcome, upstream)
+    # Of that call bytes may have been sent; it is not this one.
+    last = _explain(replace(error.seen, request_sent=False), error.outcome, upstream)
     if error.wait:
         then = f"the first call in {error.wait:.1f} s tries again"
     else:
@@ -32,12 +34,13 @@ def circuit_open(error: CircuitOpen, upstream: Upstream, *, sent_before: bool = 
     sent = f"Before this it went out on a connection that then ended: {_MAY_BE}" if sent_before else _NOT_SENT
     return Refusal.of(
         Reason.CIRCUIT_OPEN,
-        f"{_attempts(error.failures)} to open a connection to {upstream.label} failed, so none was made for "
-        f"this call. {sent}. The last came to {error.outcome.value}: {last.cause}",
+        f"No connection was opened for this call, since {_attempts(error.failures)} to open one to "
+        f"{upstream.label} failed. {sent}. The last came to {error.outcome.value}: {last.cause}",
         f"{last.remedy} Calls try again by themselves after `Retry-After`, and at once after a reload that "
         "changes the route or its files.",
         evidence=(
-            f"{_attempts(error.failures)} failed, {error.ago:.1f} s ago with {error.outcome.value}",
+            f"{_attempts(error.failures)} failed, the last of them {error.ago:.1f} s ago with "
+            f"{error.outcome.value}",
             *last.evidence,
             then,
         ),
@@ -46,7 +49,7 @@ def circuit_open(error: CircuitOpen, upstream: Upstream, *, sent_before: bool = 
 
 
 def _attempts(failures: int) -> str:
-    return "The last attempt" if failures == 1 else f"The last {failures} attempts"
+    return "the last attempt" if failures == 1 else f"the last {failures} attempts"
 
 
 def handshake_failed(

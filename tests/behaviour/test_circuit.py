@@ -65,7 +65,7 @@ def test_answer_tells_what_the_last_attempt_said(
         recorder.address,
         "stranger",
     )
-    assert "The last 5 attempts" in words["detail"]
+    assert "the last 5 attempts" in words["detail"]
     assert "No byte of the request was sent" in words["detail"]
     cause = before["detail"].removesuffix(" No byte of the request was sent.")
     assert f"client_cert_unknown_ca: {cause}" in words["detail"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sidecert import refusals
+from sidecert.circuit import CircuitOpen
 from sidecert.config import TimeoutsConfig
 from sidecert.errors import BadAnswer, Reason, Refusal
 from sidecert.outcome import Ending, Observation, Outcome, Stage
@@ -192,3 +194,36 @@ def test_a_late_answer_names_the_upstream_the_setting_and_what_was_seen() -> Non
     assert refusal.evidence[-1] == "no byte of an answer came for 7 s"
     assert "`upstream.timeouts.stall`" in refusals.upstream_stuck(UPSTREAM, None).remedy
     assert refusals.upstream_stuck(UPSTREAM, None).evidence
+
+
+@pytest.mark.parametrize("outcome", FAILED)
+def test_open_circuit_tells_the_last_verdict_as_its_own_call_was_told(outcome: Outcome) -> None:
+    """Cause, evidence and remedy of the last attempt, and that nothing of this call was sent."""
+    seen = late(48)  # with a part of the request sent, of the call that made the attempt
+    told = refusals.handshake_failed(replace(seen, request_sent=False), outcome, UPSTREAM)
+    refusal = refusals.circuit_open(CircuitOpen(seen, outcome, 7, 2.04, 7.96), UPSTREAM)
+    assert (refusal.status, refusal.outcome, refusal.retry_after) == (503, "circuit_open", 8)
+    assert f"{outcome}: {told.detail.partition(' No byte')[0]}" in refusal.detail
+    assert "the last 7 attempts" in refusal.detail
+    assert "No byte of the request was sent." in refusal.detail
+    assert "bytes of the request" not in " ".join(refusal.evidence)
+    assert refusal.remedy.startswith(told.remedy)
+    assert f"the last 7 attempts failed, the last of them 2.0 s ago with {outcome}" in refusal.evidence
+    assert refusal.evidence[-1] == "the first call in 8.0 s tries again"
+
+
+def test_open_circuit_that_is_tried_says_so() -> None:
+    """By the next second it is mostly decided."""
+    error = CircuitOpen(Observation(), Outcome.CONNECT_REFUSED, 1, 10, 0)
+    refusal = refusals.circuit_open(error, UPSTREAM)
+    assert refusal.retry_after == 1
+    assert refusal.evidence[-1] == "another call is trying just now"
+    assert "the last attempt to open one" in refusal.detail
+
+
+def test_open_circuit_for_a_call_that_went_out_before_says_so() -> None:
+    """It was to be sent again, and its first connection had ended."""
+    error = CircuitOpen(Observation(), Outcome.CONNECT_REFUSED, 5, 1, 9)
+    refusal = refusals.circuit_open(error, UPSTREAM, sent_before=True)
+    assert "may have been processed" in refusal.detail
+    assert "No byte" not in refusal.detail

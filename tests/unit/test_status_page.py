@@ -143,6 +143,14 @@ def test_upstream_that_asks_for_no_certificate_is_marked(credential: str, told: 
         assert ("did not ask for a certificate" in text) is (told and not requested)
 
 
+def test_upstream_that_is_not_tried_is_marked() -> None:
+    """As long as its circuit is open."""
+    metrics = Metrics(CollectorRegistry())
+    assert "circuit open" not in page(metrics, (ORDERS,)).text
+    metrics.route("orders").circuit_open = lambda: True
+    assert "circuit open" in page(metrics, (ORDERS,)).text
+
+
 def test_route_that_was_never_called_says_so() -> None:
     """An empty cell would look like a fault."""
     assert "none yet" in page(routes=(ORDERS,)).text
