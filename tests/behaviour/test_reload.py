@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,10 @@ import yaml
 
 from conftest import StartSidecar
 from support.certs import Pki
-from support.clients import Answer, Caller, call, connect
+from support.clients import Answer, Caller, Talker, call, connect
 from support.peers import Peers
 from support.recorder import TlsRecorder, fixed, gated
-from support.sidecar import Sidecar, route
+from support.sidecar import Sidecar, config, route
 
 
 def _config(sidecar: Sidecar) -> dict[str, Any]:
@@ -262,3 +265,44 @@ def test_no_secret_is_logged_for_a_config_that_fails(
         assert "carol" in said
         assert "battery" not in said
         assert "horse" not in said
+
+
+def test_sighup_during_the_start_ends_nothing_and_is_made_up_for(
+    recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """From the first moment that the kernel keeps it for us; the reload comes as soon as it is ready."""
+    starting = Sidecar(tmp_path / "early", config([route("one", recorder, trust=pki.trust)], pki.credentials))
+    try:
+        starting.wait_for(lambda: _keeps_sighup(starting.process.pid))
+        while not starting.events("ready"):
+            starting.signal(signal.SIGHUP)
+            assert starting.process.poll() is None, starting.stderr
+            time.sleep(0.01)
+        starting.wait_ready()
+        starting.wait_for(lambda: bool(starting.events("reloaded")))
+        assert starting.get("http://one.test/").status == 200
+        starting.stop()
+    finally:
+        starting.kill()
+
+
+def _keeps_sighup(pid: int) -> bool:
+    """Whether the process has blocked the signal (bit 0 is signal 1), or has a handler for it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [line.split()[1] for line in status.splitlines() if line.startswith(("SigBlk", "SigCgt"))]
+    return any(int(mask, 16) & 1 for mask in masks)
+
+
+def test_a_file_that_hangs_holds_up_neither_calls_nor_the_end(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """Here a pipe that nobody writes to; a network file system that is gone is the same."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    running.path.unlink()
+    os.mkfifo(running.path)
+    with Talker(running.admin) as asking:
+        asking.send(b"POST /-/reload HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(20):
+            assert running.get("http://one.test/").status == 200
+        assert not select.select([asking.sock], [], [], 0.5)[0]  # it hangs all the same
+        running.stop()

@@ -166,7 +166,7 @@ def test_files_that_come_after_the_config_that_names_them_are_nobodys_trouble(
     text["credentials"]["me"] = {"certificate": str(late / "me.crt"), "key": str(late / "me.key")}
     with _Noticing(running):
         running.rewrite(text)
-        time.sleep(1.5)  # it is the pause that is tested
+        time.sleep(2.4)  # long enough to be tried without them, and too short to be told of it
         _pair(late, pki.ca.caller("second"))
     assert _caller(running, recorder) == "second"
     assert running.metric("sidecert_config_reloads_total", result="failed") == 0

@@ -102,7 +102,7 @@ class Sidecar:
             )
 
     def rewrite(self, config: Mapping[str, Any] | str) -> None:
-        """Writes the config file anew; the sidecar is told of it by `reload`."""
+        """Writes the config file anew; which the sidecar notices within 2 s, or when it is told."""
         text = config if isinstance(config, str) else yaml.safe_dump(dict(config), sort_keys=False)
         self.path.write_text(text)
 

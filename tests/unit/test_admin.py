@@ -43,11 +43,11 @@ class Sidecar:
             3, routes=[("orders", "none", False)], credentials=[], listeners=["127.0.0.1:8080"], now=1.0
         )
         self.ready = True
-        self.result = Result(True)
+        self.result: Result | None = Result(True)
         self.reloads = 0
         self.failure: Exception | None = None
 
-    async def reload(self) -> Result:
+    async def reload(self) -> Result | None:
         self.reloads += 1
         if self.failure:
             raise self.failure
@@ -160,6 +160,14 @@ def test_reload_that_is_taken_over_is_200(sidecar: Sidecar, address: str) -> Non
     assert (status, headers["Content-Type"], sidecar.reloads) == (200, "application/json", 1)
     assert (told["ok"], told["generation"]) == (True, 3)
     assert [problem["warning"] for problem in told["problems"]] == [True]
+
+
+def test_reload_while_it_starts_is_503(sidecar: Sidecar, address: str) -> None:
+    """There is nothing yet that could be loaded anew."""
+    sidecar.result = None
+    status, text, headers = call(address, "/-/reload", "POST")
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert "still starting" in str(text)
 
 
 def test_reload_that_fails_is_422_with_every_problem(sidecar: Sidecar, address: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+import sidecert.sockets
 from sidecert.config.models import ListenerConfig
 from sidecert.errors import ConfigError
 from sidecert.listeners import Listeners
@@ -357,3 +359,55 @@ def test_a_listener_knows_its_own_names(text: str, hosts: set[str]) -> None:
 
     asyncio.run(scenario())
     assert hosts <= seen[0].hosts
+
+
+def test_a_change_that_fails_at_the_very_end_leaves_everything_as_it_was(run: Run, tmp_path: Path) -> None:
+    """Even where the system refuses to serve what it has let us bind: nothing of the change stays."""
+
+    class Broken:
+        async def start_serving(self) -> None:
+            raise OSError("no room")
+
+        def close(self) -> None:
+            pass
+
+    async def scenario() -> None:
+        kept, removed = _config("127.0.0.1:0", "one"), _config("localhost:0")
+        listeners = await _open(kept, removed)
+        before = listeners.addresses
+        new = [_config("127.0.0.1:0", "two"), _config("127.0.0.2:0"), _config("unix:in.sock", None, tmp_path)]
+        change = await listeners.prepare(new, FILE)
+        change.opened["unix:in.sock"].servers.append(cast(asyncio.Server, Broken()))
+        with pytest.raises(OSError, match="no room"):
+            await listeners.commit(change)
+        listeners.discard(change)
+        assert listeners.addresses == before
+        assert await _greeting(before["127.0.0.1:0"][0]) == "127.0.0.1:0 one nodelay"
+        assert not (tmp_path / "in.sock").exists()
+        await listeners.stop()
+
+    run(scenario())
+
+
+def test_a_name_that_hangs_holds_up_no_calls(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked up beside the loop, and given up after a while."""
+    go = threading.Event()
+
+    def hang(*_: object, **__: object) -> Any:
+        go.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "at last")
+
+    monkeypatch.setattr(sidecert.sockets.socket, "getaddrinfo", hang)
+    monkeypatch.setattr(sidecert.sockets, "_RESOLVE", 0.2)
+
+    async def scenario() -> None:
+        preparing = asyncio.create_task(_problems(_config("some.test:0")))
+        turns = 0
+        while not preparing.done():
+            turns += 1
+            await asyncio.sleep(0.01)
+        assert turns > 5
+        assert "the name some.test could not be looked up within 0.2 s" in preparing.result()[0]
+
+    run(scenario())
+    go.set()

@@ -293,6 +293,39 @@ def test_adopting_retires_the_pools_of_what_changed_or_is_gone(
     play(main)
 
 
+def test_adopting_keeps_what_was_learned_of_unchanged_upstreams(load: Load) -> None:
+    """A reload that does not concern an upstream costs its next calls no waiting."""
+    one = load(spec("orders", "orders.test"), spec("stock", "stock.test"))
+    other = {"port": 9443}
+    two = load(spec("orders", "orders.test", path="/new/**"), spec("stock", "stock.test", upstream=other))
+
+    async def main(plane: Plane) -> None:
+        plane.adopt(one)
+        for name in ("orders", "stock"):
+            plane.pools[name].route.upstream(f"{name}.test").habits.waits_for_us = True
+        plane.adopt(two)
+        assert plane.pools["orders"].route.upstream("orders.test").habits.waits_for_us
+        assert not plane.pools["stock"].route.upstream("stock.test").habits.waits_for_us
+
+    play(main)
+
+
+def test_adopting_what_cannot_be_counted_changes_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of our own on the way leaves the old routes with their pools."""
+    one, two = load(spec("orders", "orders.test")), load(spec("stock", "stock.test"))
+
+    async def main(plane: Plane) -> None:
+        plane.adopt(one)
+        before = dict(plane.pools)
+        monkeypatch.setattr(plane.metrics, "set_generation", lambda *_, **__: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            plane.adopt(two)
+        assert (plane.generation, plane.pools) == (one, before)
+        assert plane.find(head("/"), OPEN, None)[0] is before["orders"]
+
+    play(main)
+
+
 def test_adopting_another_certificate_retires_the_pool(
     load: Load, pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:

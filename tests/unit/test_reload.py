@@ -190,3 +190,116 @@ def test_a_reload_that_ends_during_the_drain_opens_nothing(stand: _Stand, build:
     result = asyncio.run(scenario())
     assert not result.ok
     assert stand.done == ["failed"]
+
+
+def test_listeners_that_fail_after_all_bring_the_old_routes_back(stand: _Stand, build: Any) -> None:
+    """No half of a generation stays in force, and what was bound is given back."""
+    stand.fails["commit"] = OSError("no room")
+    assert not _reload(stand).ok
+    assert stand.done == ["prepare", "adopt 2", "commit", "adopt 1", "discard", "failed"]
+    assert stand.generation.number == 1
+
+
+def test_a_load_that_hangs_does_not_hold_up_the_end(stand: _Stand, build: Any) -> None:
+    """Its files may be on a file system that is gone."""
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(number: int) -> Generation:
+        begun.set()
+        go.wait(20)
+        return _generation(number)
+
+    build(hang)
+
+    async def scenario() -> None:
+        reloader = _reloader(stand)
+        reloading = asyncio.create_task(reloader.reload())
+        await asyncio.to_thread(begun.wait, 10)
+        async with asyncio.timeout(5):
+            await reloader.close()
+        assert not reloading.done()
+        go.set()
+        assert not (await reloading).ok
+
+    asyncio.run(scenario())
+    assert stand.done == ["failed"]
+
+
+def _wrong(colour: str) -> Callable[[int], Generation]:
+    def fail(_: int) -> Generation:
+        raise ConfigError([Problem("sidecert.yaml", 3, colour, "unknown key", "leave it out")])
+
+    return fail
+
+
+def test_a_failure_that_passes_is_not_told(
+    stand: _Stand, build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The watch came between the two halves of a change, and then read the whole."""
+
+    async def scenario() -> None:
+        reloader = _reloader(stand)
+        build(_wrong("blue"))
+        await reloader._looked(True)
+        await reloader._looked(False)
+        assert stand.done == []
+        build(_generation)
+        await reloader._looked(True)
+        await reloader._looked(False)
+
+    asyncio.run(scenario())
+    assert stand.done == ["prepare", "adopt 2", "commit", "ok"]
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+def test_a_failure_that_lasts_is_told_once_until_it_is_another(
+    stand: _Stand, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the watch meets it; whoever asks is told each time."""
+    monkeypatch.setattr(module, "_MAY_PASS", 0.0)
+
+    async def scenario() -> None:
+        reloader = _reloader(stand)
+        build(_wrong("blue"))
+        for _ in range(3):
+            await reloader._looked(True)
+            await reloader._looked(False)
+        assert stand.done == ["failed"]
+        build(_wrong("green"))
+        await reloader._looked(True)
+        assert stand.done == ["failed"] * 2
+        await reloader.reload()
+        await reloader.reload()
+        assert stand.done == ["failed"] * 4
+        await reloader._looked(True)
+        assert stand.done == ["failed"] * 4
+        build(_generation)
+        await reloader._looked(True)
+        build(_wrong("green"))
+        await reloader._looked(True)
+
+    asyncio.run(scenario())
+    assert stand.done[4:] == ["prepare", "adopt 2", "commit", "ok", "failed"]
+
+
+def test_a_look_during_a_reload_begins_no_other(stand: _Stand, build: Any) -> None:
+    """That one reads what has changed."""
+    begun, go = threading.Event(), threading.Event()
+
+    def wait(number: int) -> Generation:
+        begun.set()
+        assert go.wait(10)
+        return _generation(number)
+
+    build(wait)
+
+    async def scenario() -> None:
+        reloader = _reloader(stand)
+        reloading = asyncio.create_task(reloader.reload())
+        await asyncio.to_thread(begun.wait, 10)
+        await reloader._looked(True)
+        go.set()
+        await reloading
+
+    asyncio.run(scenario())
+    assert [what for what in stand.done if what.startswith("adopt")] == ["adopt 2"]

@@ -1,0 +1,174 @@
+"""What counts as a change of a file, and when it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sidecert.watch as module
+from sidecert.watch import Signatures, Watched, look, signature, watch
+from support.rotation import SecretVolume, move_over
+
+
+def _write(path: Path) -> None:
+    path.write_text("two")  # of the same length
+
+
+def _move(path: Path) -> None:
+    move_over(path, b"two")
+
+
+def _keep_times(path: Path) -> None:
+    before = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "written in place": _write,
+    "moved over": _move,
+    "written and dated back": _keep_times,
+    "removed": Path.unlink,
+    "other rights": lambda path: path.chmod(0o400),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_way_to_change_a_file_shows(change: str, tmp_path: Path) -> None:
+    """Even where size and date are the same as before."""
+    path = tmp_path / "file"
+    path.write_text("one")
+    os.utime(path, ns=(0, 0))
+    before = signature(path)
+    assert signature(path) == before
+    # The kernel's clock moves by a tick of some milliseconds: until then two changes look like one.
+    tick = tmp_path / "tick"
+    tick.touch()
+    while tick.stat().st_ctime_ns <= path.stat().st_ctime_ns:
+        tick.touch()
+    CHANGES[change](path)
+    assert signature(path) != before
+
+
+def test_a_swap_of_what_a_link_leads_through_shows(tmp_path: Path) -> None:
+    """As kubelet does it: the named link itself stays."""
+    volume = SecretVolume(tmp_path / "secret", {"tls.key": b"one"})
+    path = volume.folder / "tls.key"
+    before, link = signature(path), os.lstat(path)
+    volume.swap({"tls.key": b"two"})
+    assert signature(path) != before
+    assert os.lstat(path) == link
+
+
+def test_what_is_not_there_has_a_signature_too(tmp_path: Path) -> None:
+    """Why it cannot be looked at is part of it; nothing is raised for any path."""
+    missing = signature(tmp_path / "missing")
+    assert missing == signature(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    assert signature(tmp_path / "file" / "below") != missing
+    assert signature(Path("a\0b")).error is not None
+
+
+def test_a_pipe_does_not_change_when_it_is_read_or_written(tmp_path: Path) -> None:
+    """`-c /dev/stdin` must not be read again and again."""
+    os.mkfifo(tmp_path / "pipe")
+    before = signature(tmp_path / "pipe")
+    os.utime(tmp_path / "pipe", ns=(5, 5))
+    assert signature(tmp_path / "pipe") == before
+
+
+def _states(path: Path) -> list[Signatures]:
+    """Three that differ."""
+    return [{path: module.Signature(None, 1, number)} for number in range(3)]
+
+
+def test_a_change_counts_once_two_looks_agree() -> None:
+    """What still changes is not read yet; what is as it was read is no change, whatever came in between."""
+    one, two, three = _states(Path("a"))
+    watched = Watched()
+    watched.set_known(one)
+    assert [watched.is_changed(found) for found in (one, two, three, two, two)] == [False] * 4 + [True]
+    assert [watched.is_changed(found) for found in (one, two, one, two)] == [False] * 4
+
+
+def test_what_was_read_in_the_meantime_is_no_change() -> None:
+    """A reload that somebody asked for has come first: nobody reads the same again."""
+    one, two, three = _states(Path("a"))
+    watched = Watched()
+    watched.set_known(one)
+    assert not watched.is_changed(two)
+    watched.set_known(two)
+    assert not watched.is_changed(two)
+    assert not watched.is_changed(three)
+    watched.set_known({Path("b"): one[Path("a")]})
+    assert not watched.is_changed(three)  # a look at files that are not watched any more
+    assert watched.paths == (Path("b"),)
+
+
+def test_a_look_that_hangs_holds_up_nothing_and_is_the_only_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its thread waits for a dead file system; the loop goes on, and no second thread joins it."""
+    begun, go = threading.Event(), threading.Event()
+    looks = []
+
+    def hang(paths: object) -> Signatures:
+        looks.append(paths)
+        begun.set()
+        go.wait(20)
+        return {}
+
+    monkeypatch.setattr(module, "look", hang)
+    monkeypatch.setattr(module, "PERIOD", 0.001)
+    told: list[bool] = []
+
+    async def tell(changed: bool) -> None:
+        told.append(changed)
+
+    async def scenario() -> None:
+        watching = asyncio.create_task(watch(Watched(), tell))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        for _ in range(50):  # many a period
+            await asyncio.sleep(0.002)
+        assert len(looks) == 1
+        assert told == []
+        go.set()
+        while len(told) < 3:
+            await asyncio.sleep(0.001)
+        watching.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_of_our_own_does_not_end_the_watch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the next look comes."""
+    monkeypatch.setattr(module, "PERIOD", 0.001)
+    told: list[bool] = []
+
+    async def fail(changed: bool) -> None:
+        told.append(changed)
+        raise RuntimeError("ours")
+
+    async def scenario() -> None:
+        watching = asyncio.create_task(watch(Watched(), fail))
+        while len(told) < 3:
+            await asyncio.sleep(0.001)
+        watching.cancel()
+
+    asyncio.run(scenario())
+    assert sum(record.exc_info is not None for record in caplog.records) >= 2
+
+
+def test_look_gives_each_path_its_signature(tmp_path: Path) -> None:
+    """Those that are not there too."""
+    (tmp_path / "a").touch()
+    paths = (tmp_path / "a", tmp_path / "b")
+    assert look(paths) == {path: signature(path) for path in paths}
