@@ -29,6 +29,7 @@ from sidecert.admin.status_page import Snapshot
 from sidecert.downstream import accept
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
+from sidecert.hardening import allow_open_files, keep_memory_private
 from sidecert.listeners import Listeners
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
@@ -56,6 +57,8 @@ class Sidecert:
         self._started = time.time()
         self._serving = False
         self._hung_up = False
+        self._done = False
+        self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.metrics = Metrics()
         self._plane = Plane(self.metrics, access_log=access_log)
@@ -76,9 +79,11 @@ class Sidecert:
             raise exceptions.OptionsError("a running sidecert cannot move to another config file")
 
     def running(self) -> asyncio.Task[None]:
-        return self._start_task(self._start())
+        self._starting = self._start_task(self._start())
+        return self._starting
 
     def done(self) -> asyncio.Task[None]:
+        self._done = True
         ending = self._start_task(self._end())
         _ending.add(ending)
         ending.add_done_callback(_ending.discard)
@@ -130,13 +135,15 @@ class Sidecert:
         return task
 
     async def _start(self) -> None:
-        if _ending:
+        if _ending and not self._done:
             await asyncio.wait(_ending)
         try:
             if ctx.options.server and ctx.options.mode != [mode.SPEC]:
                 raise ConfigError([_own_listener_of_mitmproxy()])
             inspection.install(self._plane, ctx.master.addons)
-            await self._open(self._first or build(_config_file(), 1))
+            if self._done:  # before it had begun
+                return
+            await self._open(self._first or _load())
             ctx.options.update(mode=[mode.SPEC], server=True)
             # Waits for the update that the options have begun; the instance finds the listeners open.
             proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
@@ -158,7 +165,7 @@ class Sidecert:
     async def _open(self, first: Generation) -> None:
         """Open admin and listeners. Raises ConfigError with all that cannot be opened."""
         self._plane.adopt(first)
-        log_problems(first.warnings)
+        log_problems((*first.warnings, *allow_open_files(first)))
         problems: list[Problem] = []
         try:
             address = await self._admin.start(first.config.admin.bind)
@@ -196,6 +203,8 @@ class Sidecert:
             self._start_task(self._reloader.reload())
 
     async def _end(self) -> None:
+        if self._starting is not None:
+            await asyncio.wait((self._starting,))  # half a start cannot be ended
         if self._reloader is None:
             self._repeat_problems()
             return
@@ -203,13 +212,13 @@ class Sidecert:
         if ctx.master.should_exit.is_set():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handle(number, partial(self._end_at_once, number))
-        await self._reloader.close()
         limit = self._plane.generation.config.drain
         _LOG.info("ending, calls in flight have %g s", limit, extra={"event": "draining"})
+        until = time.monotonic() + limit
+        await self._reloader.close()
         await self._listeners.stop()
-        if not await self._plane.drain(limit):
-            count = len(self._plane.connections)
-            _LOG.warning("%d connections were cut: their calls did not end in time", count)
+        if late := await self._plane.drain(max(0.0, until - time.monotonic())):
+            _LOG.warning("%d connections were cut or refused: their calls did not end in time", late)
         await self._close()
         _LOG.info("ended", extra={"event": "ended"})
 
@@ -227,6 +236,12 @@ class Sidecert:
 
     def _handle(self, number: signal.Signals, callback: Any) -> None:
         asyncio.get_running_loop().add_signal_handler(number, callback)
+
+
+def _load() -> Generation:
+    """The first generation, where `sidecert run` has not loaded it. Raises ConfigError."""
+    keep_memory_private()
+    return build(_config_file(), 1)
 
 
 def _config_file() -> Path:

@@ -13,8 +13,8 @@ from sidecert import answers, calllog, refusals
 from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
-from sidecert.plane import FIRST_REQUEST_GRACE, Listener, Plane
-from sidecert.sockets import Outflow
+from sidecert.plane import DRAIN_GRACE, Listener, Plane
+from sidecert.sockets import Outflow, unread
 from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Downstream(asyncio.Protocol):
             self._plane.connections.add(self)
             if self.listener.route is not None:
                 self.own_host = _own_host(self._transport)
-            self.deadline.set(FIRST_REQUEST_GRACE if self._plane.draining else self._limits.keepalive)
+            self.deadline.set(self._patience())
         except Exception as exc:
             self._fault(exc)
 
@@ -297,6 +297,10 @@ class Downstream(asyncio.Protocol):
             self._addresses = ask("peername"), ask("sockname")
         return self._addresses
 
+    def asks_more(self) -> bool:
+        """Whether a drain must go on with this connection: bytes of a next request have come already."""
+        return not self._plane.expired and (bool(self._buffer) or unread(self._transport) > 0)
+
     def write(self, data: bytes) -> None:
         """Send part of the answer."""
         if not self._closing:
@@ -320,7 +324,7 @@ class Downstream(asyncio.Protocol):
         keep_alive = (
             head.keep_alive
             and self._reader is None
-            and not self._plane.draining
+            and (not self._plane.draining or self.asks_more())
             and refusal.outcome != Reason.INTERNAL.word  # who knows where the request ends
         )
         upstream = exchange.upstream
@@ -343,12 +347,12 @@ class Downstream(asyncio.Protocol):
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is whole: on to the next request, or to the end of the connection."""
         self._exchange = None
-        if not keep_alive or self._plane.draining or (self._eof and not self._buffer):
+        if not keep_alive or (self._eof and not self._buffer):
             self._end_after_answer()
             return
         self.resume_reading()
         self._rest = self.outflow(self._limits.keepalive) if self._write_paused else None
-        self.deadline.set(self._limits.keepalive)
+        self.deadline.set(self._patience())
         if self._buffer:
             self._next()
 
@@ -381,14 +385,32 @@ class Downstream(asyncio.Protocol):
 
     # -- the end ---------------------------------------------------------------------------------------
 
-    def drain(self, grace: float) -> None:
-        """Close now if nothing is under way; within `grace` seconds if nothing was ever asked."""
-        if self._exchange is not None or self._buffer:
-            return
-        if self._served:
-            self._close()
-        else:
-            self.deadline.set(grace)
+    def _patience(self) -> float:
+        """Seconds to wait for the next request."""
+        keepalive = self._limits.keepalive
+        return min(DRAIN_GRACE, keepalive) if self._plane.draining else keepalive
+
+    def drain(self) -> None:
+        """End with what is under way; where that is nothing, do not wait for long."""
+        try:
+            if self._exchange is None and not self._buffer and self._lingering < 0 and not self._closing:
+                self.deadline.set(self._patience())
+        except Exception as exc:
+            self._fault(exc)
+
+    def expire(self) -> None:
+        """The drain's time is over: tell the caller, if an answer can be told from the one before."""
+        try:
+            if self._closing or self._lingering >= 0:
+                return  # what is left is for the caller to read the last answer
+            if self._exchange is not None:
+                self._exchange.expire()
+            elif self._buffer:
+                self._refuse_unread(refusals.draining(sent=False))
+            else:
+                self._close()
+        except Exception as exc:
+            self._fault(exc)
 
     def abort(self) -> None:
         self.cut()
@@ -431,7 +453,8 @@ class Downstream(asyncio.Protocol):
 
     def _end_after_answer(self) -> None:
         """Close once the caller can have read the answer."""
-        if self._eof or (self._reader is None and not self._buffer and self._served):
+        read = self._reader is None and not self._buffer and self._served
+        if self._eof or (read and not (self._plane.draining and unread(self._transport))):
             self._close()
             return
         if self._reader is not None:
@@ -476,10 +499,17 @@ class Downstream(asyncio.Protocol):
                         "Send it at once, with an empty line at its end, or raise `limits.header_timeout`.",
                     )
                 )
+            elif self._is_unread():
+                self.deadline.set(DRAIN_GRACE)
             else:
                 self._close()
         except Exception as exc:
             self._fault(exc)
+
+    def _is_unread(self) -> bool:
+        """The next request has come to the socket just now: closing would reset it."""
+        waits = self._reading_paused or self._lingering >= 0 or self._eof
+        return not waits and unread(self._transport) > 0
 
     def _fault(self, exc: Exception) -> None:
         """Our own code failed: the call is refused, or the connection cut."""

@@ -71,7 +71,7 @@ class Reason(Enum):
         self.title = title
 
 
-NOT_RAISED = frozenset((Reason.CALLER_NOT_ALLOWED, Reason.DRAINING))
+NOT_RAISED = frozenset((Reason.CALLER_NOT_ALLOWED,))
 """Names that the interface and the metrics have already, and that no call is refused with yet."""
 
 

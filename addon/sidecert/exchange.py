@@ -62,6 +62,7 @@ class Caller(Protocol):
     """When it passes, it calls the exchange's `timed_out`."""
 
     def addresses(self) -> tuple[object, object]: ...
+    def asks_more(self) -> bool: ...
     def write(self, data: bytes) -> None: ...
     def outflow(self, limit: float) -> Outflow: ...
     def become_tunnel(self) -> None: ...
@@ -182,6 +183,10 @@ class Exchange:
         else:
             self.refuse(refusals.body_stalled(timeouts, sent=self.sent))
 
+    def expire(self) -> None:
+        """The sidecar ends now: an answer that has not begun never will."""
+        self.refuse(refusals.draining(sent=self.sent))
+
     def pause_answer(self) -> None:
         """The caller does not keep up with the answer."""
         if self._connection is not None:
@@ -296,7 +301,7 @@ class Exchange:
                 self._asked_whole
                 and self.head.keep_alive
                 and framing != UNTIL_CLOSE
-                and not self._plane.draining
+                and (not self._plane.draining or self._caller.asks_more())
             )
             if head.special and self.upstream is not None:
                 rewrite(head, self.head, self.upstream.own_origins)

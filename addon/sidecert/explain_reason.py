@@ -88,6 +88,14 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "route or its files. `sidecert doctor ROUTE` tries now. With `upstream.circuit.failures: 0` each "
         "call tries.",
     ),
+    Reason.DRAINING: (
+        "The sidecar was told to end (SIGTERM or SIGINT), and this call had no answer yet when the time that "
+        "`drain` of the config gives to calls in flight was over.",
+        "Call again after `Retry-After`, when the sidecar has been started anew; a request that may have "
+        "been processed (`detail` says so) only if it may be done twice. Raise `drain` if such calls take "
+        "longer in everyday use, and with it the time that whoever ends the process gives it "
+        "(`terminationGracePeriodSeconds`, `TimeoutStopSec`).",
+    ),
     Reason.RESPONSE_TIMEOUT: (
         "The upstream took the request, but did not answer in time, or stopped reading it.",
         "Find out why the upstream is slow, or raise `upstream.timeouts.response` of the route "

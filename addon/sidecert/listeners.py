@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sidecert.backlog import HANDSHAKES, close_to_new
 from sidecert.config import Bind, ListenerConfig, normalise_host
 from sidecert.errors import ConfigError, Problem
 from sidecert.plane import Listener
@@ -158,6 +159,10 @@ class Listeners:
         for entry in entries:
             if entry.file is not None:
                 entry.file.remove()  # first, so that nobody comes after the last accept
+        # Not in a generator: each must be closed to new connections.
+        if any([close_to_new(sock) for entry in entries for sock in entry.sockets]):
+            await asyncio.sleep(HANDSHAKES)
+        for entry in entries:
             for server in entry.servers:
                 server.close()
             for sock in entry.sockets:

@@ -21,8 +21,12 @@ from sidecert.words import shown
 if TYPE_CHECKING:
     from sidecert.exchange import Caller, Exchange
 
-FIRST_REQUEST_GRACE = 1.0
-"""Seconds that a drain waits for the first request on a connection that has sent nothing yet."""
+DRAIN_GRACE = 1.0
+"""Seconds that a drain waits for a request on a connection that has none under way: a caller that keeps its
+connection may be about to send one, and learns from the answer that it is to close."""
+
+_LAST_WORDS = 1.0
+"""Seconds, or a quarter of the limit, that are left at its end for callers to read that it has come."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +42,8 @@ class Listener:
 class CallerConnection(Protocol):
     """What the plane needs of a downstream connection."""
 
-    def drain(self, grace: float) -> None: ...
+    def drain(self) -> None: ...
+    def expire(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -58,6 +63,9 @@ class Plane:
         self.leaving: set[CallerConnection] = set()
         """Those that were refused for want of room, until they have read why."""
         self.draining = False
+        """Connections are to end with the calls that they carry."""
+        self.expired = False
+        """The time for that is over."""
         self._found = Memo[tuple[object, ...], tuple[Pool, Upstream]]()
         """Where calls lead in the generation that is in force."""
         self._emptied: Callable[[], None] | None = None
@@ -166,17 +174,33 @@ class Plane:
         """A downstream connection has ended."""
         self.connections.discard(connection)
         self.leaving.discard(connection)
-        if self._emptied is not None and not self.connections:
+        if self._emptied is not None and not self.connections and not self.leaving:
             self._emptied()
 
-    async def drain(self, limit: float) -> bool:
-        """Let calls in flight end and close what is idle; True when all ended within `limit` seconds."""
+    async def drain(self, limit: float) -> int:
+        """Let calls in flight end and close what is idle, within `limit` seconds.
+
+        Callers whose answer has not begun shortly before that are told so. Gives the number of connections
+        that had not ended by then.
+        """
         self.draining = True
         emptied = asyncio.Event()
         self._emptied = emptied.set
         for connection in list(self.connections):
-            connection.drain(min(FIRST_REQUEST_GRACE, limit))
-        if not self.connections:
+            connection.drain()
+        last = min(_LAST_WORDS, limit / 4)
+        if await self._has_emptied(emptied, limit - last):
+            return 0
+        self.expired = True
+        late = list(self.connections)
+        for connection in late:
+            connection.expire()
+        await self._has_emptied(emptied, last)
+        return len(late)
+
+    async def _has_emptied(self, emptied: asyncio.Event, limit: float) -> bool:
+        """Whether all downstream connections have ended within `limit` seconds."""
+        if not self.connections and not self.leaving:
             return True
         try:
             async with asyncio.timeout(limit):

@@ -175,6 +175,17 @@ def bad_answer(upstream: Upstream, seen: Observation | None, error: Exception) -
     )
 
 
+def draining(*, sent: bool) -> Refusal:
+    """The sidecar ends, and the call's answer has not begun."""
+    processed = f"Bytes of the request had been sent: {_MAY_BE}" if sent else _NOT_SENT
+    return Refusal.of(
+        Reason.DRAINING,
+        f"The sidecar was told to end, and the time for calls in flight is over. {processed}.",
+        "Send the request again only if it may be done twice." if sent else "Send the request again.",
+        retry_after=1,
+    )
+
+
 def internal(*, sent: bool) -> Refusal:
     """Our own fault."""
     processed = f"Bytes of the request had been sent: {_MAY_BE}" if sent else _NOT_SENT

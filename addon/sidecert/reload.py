@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
+from sidecert.hardening import allow_open_files
 from sidecert.listeners import Listeners
 from sidecert.plane import Plane
 from sidecert.proving import Canary
@@ -107,7 +108,8 @@ class Reloader:
                 self._watched.set_known(files)
             proven = await self._canary.prove(new)
             new = proven.generation
-            new = replace(new, warnings=(*new.warnings, *_needs_restart(current, new)))
+            warnings = (*new.warnings, *_needs_restart(current, new), *allow_open_files(new))
+            new = replace(new, warnings=warnings)
             await self._adopt(new, current)
             self._canary.settle(proven)
         except ConfigError as exc:

@@ -133,11 +133,20 @@ class Outflow:
         return self._transport.get_write_buffer_size(), _queued(self._transport)
 
 
+def unread(transport: asyncio.BaseTransport) -> int:
+    """Bytes that have come from the peer and wait in the kernel; 0 where it does not tell."""
+    return _ask_kernel(transport, termios.FIONREAD)
+
+
 def _queued(transport: asyncio.WriteTransport) -> int:
     """What the kernel holds of what was written, in bytes; of a unix socket with its own overhead."""
+    return _ask_kernel(transport, termios.TIOCOUTQ)
+
+
+def _ask_kernel(transport: asyncio.BaseTransport, what: int) -> int:
     connection = transport.get_extra_info("socket")
     try:
-        found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        found = fcntl.ioctl(connection.fileno(), what, bytes(4))
     except (AttributeError, OSError, ValueError):
         return 0  # it has ended, or this system does not tell
     return int.from_bytes(found, sys.byteorder)

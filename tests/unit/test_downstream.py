@@ -351,24 +351,43 @@ def test_cut_is_a_reset(play: Play) -> None:
 
 
 def test_drain_closes_what_is_idle_and_lets_the_rest_end(play: Play) -> None:
-    """Idle after a request: at once. In use: after its answer, which says `close` by not keeping alive."""
+    """In use: after its answer. Idle: soon, unless a request still comes."""
 
     async def acts(scene: Scene) -> None:
         scene.feed(GET)
         scene.plane.draining = True
-        scene.connection.drain(1)  # type: ignore[attr-defined]
+        scene.connection.drain()  # type: ignore[attr-defined]
         assert not scene.transport.ended
-        scene.last.answer()
+        assert not scene.connection.asks_more()  # type: ignore[attr-defined]
+        scene.last.answer(keep_alive=False)
         assert scene.transport.told[-1] == "close"
 
     async def idle(scene: Scene) -> None:
         scene.feed(GET)
         scene.last.answer()
-        scene.connection.drain(1)  # type: ignore[attr-defined]
-        assert scene.transport.told[-1] == "close"
+        scene.plane.draining = True
+        scene.connection.drain()  # type: ignore[attr-defined]
+        assert not scene.transport.ended
+        await until(lambda: "close" in scene.transport.told)
 
-    play(acts)
-    play(idle)
+    async def pipelined(scene: Scene) -> None:
+        scene.feed(GET + GET)
+        scene.plane.draining = True
+        scene.connection.drain()  # type: ignore[attr-defined]
+        assert scene.connection.asks_more()  # type: ignore[attr-defined]
+        scene.last.answer()
+        assert len(scene.exchanges) == 2
+        assert not scene.connection.asks_more()  # type: ignore[attr-defined]
+
+    async def expired(scene: Scene) -> None:
+        scene.feed(GET + GET)
+        scene.plane.expired = True
+        scene.connection.expire()  # type: ignore[attr-defined]
+        assert scene.last.told == ["expire"]
+        assert not scene.connection.asks_more()  # type: ignore[attr-defined]
+
+    for each in (acts, idle, pipelined, expired):
+        play(each)
 
 
 def test_connection_that_cannot_be_made_is_cut_and_never_raises(

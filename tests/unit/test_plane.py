@@ -15,7 +15,7 @@ from sidecert.errors import Refusal
 from sidecert.generation import Generation
 from sidecert.http1 import RequestHead, RequestParser, upstream_head
 from sidecert.metrics import Metrics
-from sidecert.plane import FIRST_REQUEST_GRACE, Listener, Plane
+from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
 from support.certs import Pki
 from support.inside import generation
@@ -388,14 +388,19 @@ class Caller:
     def __init__(self, plane: Plane, *, busy: bool = False) -> None:
         self.plane = plane
         self.busy = busy
-        self.graces: list[float] = []
+        self.drained = 0
+        self.expired = False
         self.aborted = False
         plane.connections.add(self)
 
-    def drain(self, grace: float) -> None:
-        self.graces.append(grace)
+    def drain(self) -> None:
+        self.drained += 1
         if not self.busy:
             self.plane.forget(self)
+
+    def expire(self) -> None:
+        assert self.plane.expired
+        self.expired = True
 
     def abort(self) -> None:
         self.aborted = True
@@ -407,7 +412,7 @@ def test_drain_with_nothing_open_is_over_at_once() -> None:
 
     async def main(plane: Plane) -> None:
         assert not plane.draining
-        assert await plane.drain(60)
+        assert await plane.drain(60) == 0
         assert plane.draining
 
     play(main)
@@ -419,24 +424,25 @@ def test_drain_asks_every_connection_once_and_ends_with_the_last() -> None:
     async def main(plane: Plane) -> None:
         idle, busy = Caller(plane), Caller(plane, busy=True)
         draining = asyncio.ensure_future(plane.drain(60))
-        while not busy.graces:
+        while not busy.drained:
             await asyncio.sleep(0)
-        assert idle.graces == busy.graces == [FIRST_REQUEST_GRACE]
+        assert idle.drained == busy.drained == 1
         assert plane.connections == {busy}
         assert not draining.done()
         plane.forget(busy)
-        assert await draining
+        assert await draining == 0
+        assert not busy.expired
 
     play(main)
 
 
 def test_drain_that_takes_too_long_says_so() -> None:
-    """Nothing is aborted by it; a short limit shortens the wait for a first request too."""
+    """Whoever is left is told so; nothing is aborted by it."""
 
     async def main(plane: Plane) -> None:
         busy = Caller(plane, busy=True)
-        assert not await plane.drain(0.01)
-        assert busy.graces == [0.01]
+        assert await plane.drain(0.01) == 1
+        assert busy.expired
         assert not busy.aborted
         assert plane.connections == {busy}
 

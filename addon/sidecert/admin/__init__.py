@@ -18,10 +18,10 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 
 from sidecert.admin import status_page
+from sidecert.admin.server import BoundedServer
 from sidecert.admin.status_page import Snapshot
 from sidecert.config import Bind
 from sidecert.errors import Problem
@@ -85,7 +85,7 @@ class Admin:
 
     def __init__(self, status: Status) -> None:
         self._status = status
-        self._server = HTTPServer(
+        self._server = BoundedServer(
             self._on_request,
             idle_connection_timeout=_IDLE_TIMEOUT,
             body_timeout=_BODY_TIMEOUT,

@@ -6,13 +6,14 @@ import asyncio
 import gc
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from sidecert import logs
 from sidecert.cli.common import ConfigCommand, config_option, fail_config, find_config
 from sidecert.errors import ConfigError
+from sidecert.hardening import keep_memory_private
 
 if TYPE_CHECKING:
     from sidecert.generation import Generation
@@ -26,6 +27,10 @@ def run(config: Path | None, log_level: str, access_log: bool) -> None:
     """Run the sidecar until SIGTERM or SIGINT; SIGHUP reloads the config."""
     # It waits until the addon is there to take it: by default it would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+    # Before anything is loaded. By default the signals would be a failure, and PID 1 would not hear them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    keep_memory_private()
     path = find_config(config)
     logs.setup(log_level)
     gc.disable()  # nothing that is made while starting is garbage
@@ -39,6 +44,11 @@ def run(config: Path | None, log_level: str, access_log: bool) -> None:
     except ConfigError as exc:
         fail_config(exc)
     asyncio.run(_serve(first, access_log), loop_factory=_loop_factory())
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """A signal while the sidecar starts: nobody was served yet, so nothing is lost."""
+    raise SystemExit(0)
 
 
 def _import_all() -> None:

@@ -29,7 +29,7 @@ from sidecert.credentials.filekinds import Role, Unusable
 from sidecert.credentials.keyfiles import Passphrase
 from sidecert.presented import OwnCertificate
 
-_OPEN_TO_OTHERS = 0o066
+_OPEN_TO_OTHERS = 0o006
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,8 @@ class InspectedExchange(Exchange):
         await self._fire(HttpResponseHook)
         response = self._response()
         head = edits.made_answer(response, self.head)
-        keep_alive = self.head.keep_alive and self._asked.done and not self._plane.draining
+        goes_on = not self._plane.draining or self._caller.asks_more()
+        keep_alive = self.head.keep_alive and self._asked.done and goes_on
         data = downstream_head(head, caller_minor=self.head.minor, keep_alive=keep_alive, body=head.body)
         self._caller.write(data + (response.raw_content or b"" if head.body else b""))
         self._end(head.status)
