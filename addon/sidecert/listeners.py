@@ -12,7 +12,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,21 +117,30 @@ class Listeners:
     async def commit(self, change: Change) -> None:
         """Accept on what was prepared, and stop what the change does not name.
 
-        A listener that is kept is not touched, but for the route that it is pinned to. What may fail comes
-        first: an error leaves what is open as it was, and the change to be discarded.
+        A listener that is kept is not touched, but for the route that it is pinned to, which changes before
+        anything else is waited for: its callers are at the new routes already. An error leaves what is open
+        as it was, and the change to be discarded.
         """
-        for entry in change.opened.values():
-            for server in entry.servers:
-                await server.start_serving()
-        for label, config in change.kept.items():
-            self._open[label].config = config
-            self._open[label].listener.route = config.route
+        before = {label: self._open[label].config for label in change.kept}
+        self._apply(change.kept)
+        try:
+            for entry in change.opened.values():
+                for server in entry.servers:
+                    await server.start_serving()
+        except BaseException:
+            self._apply(before)
+            raise
         removed = [label for label in self._open if label not in change.kept]
         stopped = [self._open.pop(label) for label in removed]
         self._open.update(change.opened)
         for entry in change.opened.values():
             _log_listening(entry)
         await self._stop(stopped)
+
+    def _apply(self, configs: Mapping[str, ListenerConfig]) -> None:
+        for label, config in configs.items():
+            self._open[label].config = config
+            self._open[label].listener.route = config.route
 
     async def stop(self) -> None:
         """Accept what is queued, then close all listeners. The accepted connections live on."""

@@ -177,12 +177,16 @@ def test_files_that_come_after_the_config_that_names_them_are_nobodys_trouble(
 def test_listeners_come_and_go_under_load(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
 ) -> None:
-    """The calls at the listener that stays never fail; those at the one that comes and goes are answered
-    whenever they could connect."""
+    """The calls at a listener that stays never fail, also where it is pinned to another route each time;
+    those at the one that comes and goes are answered whenever they could connect."""
     path = str(tmp_path / "in.sock")
-    running = sidecar(route("one", recorder, trust=pki.trust))
+    pinned, extra = {"bind": "127.0.0.2:0"}, {"bind": f"unix:{path}"}
+    one, odd, even = (route(name, recorder, trust=pki.trust) for name in ("one", "odd", "even"))
+    running = sidecar(one, odd, listeners=[{"bind": "127.0.0.1:0"}, {**pinned, "route": "odd"}])
     plain = _config(running)
-    both = {**plain, "listeners": [*plain["listeners"], {"bind": f"unix:{path}"}]}
+    both = {**plain, "routes": [one, even]}
+    both["listeners"] = [plain["listeners"][0], {**pinned, "route": "even"}, extra]
+    at_pinned = running.addresses["127.0.0.2:0"]
     stop = threading.Event()
     answered, lost = [], []
 
@@ -197,7 +201,10 @@ def test_listeners_come_and_go_under_load(
                 lost.append(repr(exc))
 
     visitor = threading.Thread(target=come_and_go, daemon=True)
-    with Load(running.listener, "one.test") as load:
+    with (
+        Load(running.listener, "one.test", keep_alive=1, one_by_one=1) as load,
+        Load(at_pinned, "127.0.0.2", keep_alive=1, one_by_one=1) as load_pinned,
+    ):
         visitor.start()
         for _ in range(rounds(10, 200)):
             for config in (both, plain):
@@ -209,7 +216,8 @@ def test_listeners_come_and_go_under_load(
                 load.wait_for_more(4)
         stop.set()
         visitor.join(20)
-    assert load.failed == []
+        load_pinned.wait_for_more(4)
+    assert load.failed + load_pinned.failed == []
     assert lost == []
     assert set(answered) == {200}
 

@@ -364,8 +364,12 @@ def test_a_listener_knows_its_own_names(text: str, hosts: set[str]) -> None:
 def test_a_change_that_fails_at_the_very_end_leaves_everything_as_it_was(run: Run, tmp_path: Path) -> None:
     """Even where the system refuses to serve what it has let us bind: nothing of the change stays."""
 
+    before: dict[str, list[str]] = {}
+
     class Broken:
         async def start_serving(self) -> None:
+            # The callers of what is kept are at the new routes by now.
+            assert await _greeting(before["127.0.0.1:0"][0]) == "127.0.0.1:0 two nodelay"
             raise OSError("no room")
 
         def close(self) -> None:
@@ -374,7 +378,7 @@ def test_a_change_that_fails_at_the_very_end_leaves_everything_as_it_was(run: Ru
     async def scenario() -> None:
         kept, removed = _config("127.0.0.1:0", "one"), _config("localhost:0")
         listeners = await _open(kept, removed)
-        before = listeners.addresses
+        before.update(listeners.addresses)
         new = [_config("127.0.0.1:0", "two"), _config("127.0.0.2:0"), _config("unix:in.sock", None, tmp_path)]
         change = await listeners.prepare(new, FILE)
         change.opened["unix:in.sock"].servers.append(cast(asyncio.Server, Broken()))
