@@ -9,14 +9,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from support.both_ends import Cut, whole
 from support.certs import Pki
 from support.clients import Address, Talker
+from support.lengths import rounds
 from support.peers import Peer, Peers
-from support.readers import Ended, Reply, answers_in, canonical, check_head
+from support.readers import Ended, Reply, answers_in, canonical, check_head, requests_in
 from support.recorder import Exchange, head
-from support.sidecar import Sidecar, config, route, running
+from support.sidecar import config, route, running
 from support.smuggled_answers import ANSWERS, BAD, AnswerCase
 from support.smuggling import KNOWN, REQUESTS, SECOND, UNFINISHED, Case, filled
 from support.wire import at_line_ends
@@ -51,7 +54,7 @@ class RawBytes:
             self._answer_badly(exchange, ANSWERS[int(seen.target.rpartition("-")[2])])
             return
         content = seen.target.encode()
-        fields = ("Content-Length", str(len(content))), ("X-Connection", str(seen.connection))
+        fields = ("Content-Length", str(len(content))), ("X-Target", seen.target)
         exchange.send(head(200, *fields) + (b"" if seen.method == "HEAD" else content))
 
     @staticmethod
@@ -61,6 +64,13 @@ class RawBytes:
             exchange.finish()
         elif case.end == "cut":
             exchange.cut()
+
+    def take(self) -> list[tuple[int, str, bytes]]:
+        """All that has come since the last `take`."""
+        with self._lock:
+            taken, self.whole = self.whole, []
+            self.begun = []
+        return taken
 
     def of(self, mark: str) -> list[tuple[int, str, bytes]]:
         with self._lock:
@@ -86,7 +96,7 @@ class Played:
 class Stage:
     """One sidecar before nginx, haproxy and a recorder; its second listener is a unix socket."""
 
-    sidecar: Sidecar
+    listeners: list[Address]
     raw: RawBytes
     programs: dict[str, Peer]
 
@@ -124,8 +134,8 @@ def send(address: Address, wire: bytes, cut: Cut = whole) -> tuple[bytes, Ended]
 
 def play(stage: Stage, kind: str, letter: bytes, listener: int, cut: Cut) -> list[Played]:
     """Each case, and behind each an innocent call on a connection of its own."""
-    tcp, host = stage.sidecar.listener, HOSTS[kind]
-    address = stage.sidecar.listeners[listener]
+    tcp, host = stage.listeners[0], HOSTS[kind]
+    address = stage.listeners[listener]
     played = []
     for number, case in enumerate(CASES):
         token = b"%b-%06d" % (letter, number)
@@ -150,7 +160,8 @@ def stage(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]
         ]
         listeners = [{"bind": "127.0.0.1:0"}, {"bind": "unix:in.sock"}]
         whole_config = config(routes, pki.credentials, listeners=listeners)
-        yield Stage(stack.enter_context(running(folder / "sidecar", whole_config)), raw, programs)
+        sidecar = stack.enter_context(running(folder / "sidecar", whole_config))
+        yield Stage(sidecar.listeners, raw, programs)
 
 
 def check_said(one: Played) -> None:
@@ -241,14 +252,14 @@ def test_next_call_goes_over_the_same_connection(stage: Stage) -> None:
 @pytest.mark.parametrize("minor", [0, 1])
 def test_no_answer_is_read_in_two_ways(stage: Stage, minor: int) -> None:
     """It is 502, or cut, or has one body for every reader; what stands behind it is nobody's answer."""
-    host = HOSTS["python"]
+    tcp, host = stage.listeners[0], HOSTS["python"]
     wrong: dict[str, str] = {}
     for number, case in enumerate(ANSWERS):
         token = b"%d-%06d" % (minor, number)
         asked = b"%b /answer-%b HTTP/1.%d\r\nHost: %b\r\n" % (case.method, token, minor, host)
         wire = asked + b"Connection: keep-alive\r\n\r\n" + filled(SECOND, token, host)
-        data, ended = send(stage.sidecar.listener, wire)
-        innocent, innocent_ended = send(stage.sidecar.listener, filled(INNOCENT, token, host))
+        data, ended = send(tcp, wire)
+        innocent, innocent_ended = send(tcp, filled(INNOCENT, token, host))
         try:
             replies = answers_in(data, (case.method, b"GET"), ended)
             check_answer(case, replies, ended, token)
@@ -283,3 +294,73 @@ def check_connections(stage: Stage, case: AnswerCase, token: str) -> None:
 
 
 BAD_OUTCOMES = ((502, b"upstream_bad_answer"), (502, b"upstream_closed"))
+
+
+WIRES = [case.wire for case in CASES if len(case.wire) < 2000]
+FRAGMENTS = sorted(
+    {line + b"\r\n" for wire in WIRES for line in wire.split(b"\r\n") if len(line) < 300}
+    | {b"\r\n", b"\n", b"\r", b" ", b"\t", b"\x00", b":", b";", b"0\r\n\r\n", b"\r\n\r\n", SECOND}
+)
+FUZZ_TOKEN = b"f-%06d"
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> bytes:
+    """Cases one behind the other, lines of others put into them, and pieces taken out."""
+    wire = b"".join(draw(st.lists(st.sampled_from(WIRES), min_size=1, max_size=3)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(wire)))
+        near = [place for place in (wire.find(b"\n", at) + 1, wire.rfind(b"\n", 0, at) + 1) if place > 0]
+        at = draw(st.sampled_from([at, *near]))
+        taken = draw(st.sampled_from([0, 0, 0, 1, 2, 20]))
+        wire = wire[:at] + draw(st.sampled_from([b"", *FRAGMENTS])) + wire[at + taken :]
+    return wire
+
+
+@pytest.mark.long_form(seconds=1800)
+def test_no_mixture_of_them_is_read_in_two_ways(stage: Stage) -> None:
+    """What arrives is what the strictest reader finds in what was sent, from its beginning and in order; each
+    of it is answered once, and whoever calls next gets the own answer."""
+    host = HOSTS["python"]
+    count = through = 0
+
+    stage.raw.take()
+
+    @settings(max_examples=rounds(300, 20_000), database=None, suppress_health_check=list(HealthCheck))
+    @given(mixtures())
+    @example(SECOND + SECOND)
+    def mixed(wire: bytes) -> None:
+        nonlocal count, through
+        count += 1
+        token = FUZZ_TOKEN % count
+        wire = filled(wire, token, host)
+        data, ended = send(stage.listeners[0], wire)
+        innocent, innocent_ended = send(stage.listeners[0], filled(INNOCENT, token, host))
+        [own] = answers_in(innocent, (b"GET",), innocent_ended)
+        assert own.body == b"/innocent-" + token
+        arrived = stage.raw.take()
+        assert arrived.pop()[1] == f"/innocent-{token.decode()}"
+        strictly, _ = requests_in(wire)
+        sent = [(each.method, origin_form(each.target), each.body) for each in strictly]
+        got = [(each.method, each.target, each.body) for _, _, raw in arrived for each in canonical(raw)]
+        assert len(got) == len(arrived)
+        places = iter(sent)
+        assert all(each in places for each in got), (sent, got)
+        through += len(got)
+        methods = [method for method, _, _ in sent]
+        replies = answers_in(data, [*methods, b"GET"], ended)
+        ups = [reply for reply in replies if reply.value(b"sidecert-outcome") is None]
+        assert len(ups) == len(got), (ups, got)
+        assert [reply.value(b"x-target") for reply in ups] == [target for _, target, _ in got]
+
+    mixed()
+    print(f"{count} mixtures, {through} requests arrived")
+    assert through > count // 10
+
+
+def origin_form(target: bytes) -> bytes:
+    """The path and query of an absolute target; others as they are."""
+    scheme, mark, rest = target.partition(b"://")
+    if not mark or target.startswith(b"/") or scheme.lower() not in (b"http", b"https"):
+        return target
+    return b"/" + rest.partition(b"/")[2]
