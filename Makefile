@@ -34,8 +34,9 @@ $(STAMP): pyproject.toml requirements.lock requirements-dev.lock .python-version
 demo: $(STAMP)
 	$(BIN)/sidecert demo $(ARGS)
 
+# As many at once as there are cores, up to four; ARGS='-n 0' for one process, as a debugger needs it.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 long: $(STAMP)
 	SIDECERT_LONG=1 $(BIN)/python -m pytest -m long_form $(ARGS)

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from support.truth import PAGE, WRITE, TruthTable
+from support.truth import LEFT_OUT, PAGE, WRITE, TruthTable
 
 
 def saw_all(request: pytest.FixtureRequest) -> bool:
     """Whether each test that sees cells has run, and was not skipped for a program that is missing."""
     here = Path(__file__)
     wanted = {path.name for path in here.parent.glob("test_truth_table_*.py")}
-    stats = request.config.pluginmanager.get_plugin("terminalreporter").stats
-    left_out = {
-        each.nodeid for kind in ("skipped", "failed", "error", "deselected") for each in stats.get(kind, ())
-    }
+    left_out = request.config.pluginmanager.get_plugin(LEFT_OUT).nodes
     return (
         wanted <= {item.path.name for item in request.session.items}
         and not any("::" in argument for argument in request.config.args)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from support.clients import Answer
 from support.recorder import TlsVersion
 from support.sidecar import Series, Sidecar
 
 PAGE = Path(__file__).parents[2] / "addon" / "TRUTH_TABLE.md"
+LEFT_OUT = "left_out_of_the_truth_table"
+"""The name of that plugin."""
 WRITE = os.environ.get("SIDECERT_WRITE_TRUTH_TABLE") == "1"
 
 IN_TIME = 1.0 + 1.0
@@ -52,6 +56,20 @@ def told(evidence: list[str]) -> str:
         if words in lines:
             return short
     return "no connection"
+
+
+class LeftOut:
+    """A pytest plugin: the tests that did not run to a good end, so that nothing is made of what they saw."""
+
+    def __init__(self) -> None:
+        self.nodes: set[str] = set()
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.nodes.update(item.nodeid for item in items)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if not report.passed:
+            self.nodes.add(report.nodeid)
 
 
 @dataclass
