@@ -15,7 +15,7 @@ from support.clients import Answer, Caller, Talker
 from support.lengths import rounds
 from support.peers import Peers
 from support.recorder import Exchange, TlsRecorder, fixed, head
-from support.sidecar import Sidecar, StartSidecar, route
+from support.sidecar import Sidecar, StartSidecar, route, sidecert
 
 URL = "http://orders.test/"
 AT_ONCE = 1.0
@@ -215,7 +215,7 @@ def is_trying(running: Sidecar) -> bool:
 def test_reload_begins_anew_only_where_it_changes_the_route(
     changed: bool, sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
 ) -> None:
-    """A better certificate is tried at once; a route that stays the same keeps its circuit."""
+    """A better certificate is tried at once; a route that stays keeps its circuit. The doctor asks none."""
     circuit = {"failures": 2, "pause": "60s"}
     bad = route("orders", recorder, trust=pki.trust, credential="stranger", circuit=circuit)
     good = route("orders", recorder, trust=pki.trust, circuit=circuit)
@@ -226,9 +226,15 @@ def test_reload_begins_anew_only_where_it_changes_the_route(
     running.rewrite({**whole, "routes": [good if changed else bad, other]})
     assert running.ask_admin("POST", "/-/reload").status == 200
     assert is_open(running) is not changed
+    if not changed:  # the doctor looks all the same
+        before = recorder.connections
+        looked = sidecert("doctor", "orders", "-c", str(running.path), "--json")
+        assert (looked.returncode, recorder.connections > before) == (1, True)
+        assert "client_cert_unknown_ca" in looked.stdout
+    before = recorder.connections
     assert running.get(URL).status == (200 if changed else 503)
     assert running.get("http://other.test/").status == 200
-    assert recorder.connections == (4 if changed else 3)
+    assert recorder.connections == before + (2 if changed else 1)
 
 
 @pytest.mark.long_form(seconds=600)

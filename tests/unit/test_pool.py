@@ -638,3 +638,40 @@ def test_idle_connection_is_used_while_the_circuit_is_open(
         assert pool.take(A) is idle
 
     play(main)
+
+
+def test_all_that_wait_are_answered_when_one_tries(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first in line has the place and tries; the others need not wait for their turn to hear of it."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, failures=1, pause=0.01, connect=5)
+        pool._circuits.begin(A).told(Observation(), Outcome.CONNECT_REFUSED)
+        await asyncio.sleep(0.02)
+        only = await pool.open(B)
+        trying, *others = [asyncio.ensure_future(pool.open(A)) for _ in range(3)]
+        await asyncio.sleep(0)
+        only.end()
+        results = await asyncio.gather(*others, return_exceptions=True)
+        assert [type(each) for each in results] == [CircuitOpen, CircuitOpen]
+        assert (await trying).upstream is A
+        assert (numbers(pool), pool._promised) == ((1, 0), 0)
+
+    play(main)
+
+
+def test_one_that_leaves_in_the_moment_of_its_refusal_has_left(play: Play) -> None:
+    """Cancelled after the circuit has opened for it, before it has woken up."""
+
+    async def main() -> None:
+        pool = make_pool(max_connections=1, failures=1, connect=5)
+        only = await pool.open(B)
+        leaving = asyncio.ensure_future(pool.open(A))
+        await asyncio.sleep(0)
+        pool._circuits.begin(A).told(Observation(), Outcome.CONNECT_REFUSED)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        only.end()
+        assert (numbers(pool), pool._promised, len(pool._waiters)) == ((0, 0), 0, 0)
+
+    play(main)
