@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import sidecert.generation
 from sidecert.errors import ConfigError
 from sidecert.generation import Generation, build, with_credentials
 from sidecert.tls import TlsFailure
-from support.certs import Pki, expired
+from sidecert.watch import Signatures, look, signature
+from support.certs import Pki, expired, write_private
 from support.inside import generation
 from support.sidecar import config
 
@@ -353,3 +356,51 @@ def test_other_certificate_changes_the_routes_that_present_it_and_no_others(pki:
     assert second.routes["orders"].identity != first.routes["orders"].identity
     upstream = back.routes["orders"].upstream("orders.test")
     assert upstream.route is back.routes["orders"]
+
+
+def test_it_knows_every_file_that_it_was_loaded_from(pki: Pki, tmp_path: Path) -> None:
+    """With how each looked, so that a change can be told."""
+    store = write_private(tmp_path / "me.p12", pki.ca.caller("me").pkcs12("word"))
+    word = write_private(tmp_path / "word", b"word")
+    credentials = {
+        "alice": pki.credentials["alice"],
+        "me": {"pkcs12": str(store), "passphrase": {"file": str(word)}},
+    }
+    found = load(tmp_path, pki, one(pki), credentials=credentials)
+    named = {found.path, pki.alice.certificate, pki.alice.key, store, word, pki.trust}
+    assert found.files == look(named)
+
+
+def test_what_changes_while_it_is_read_shows_afterwards(
+    pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a file looked is noted before it is read: afterwards would be too late."""
+    key = tmp_path / "alice.key"
+    shutil.copy(pki.alice.key, key)
+    credentials = {"alice": {"certificate": str(pki.alice.certificate), "key": str(key)}}
+    original = sidecert.generation.loading.load
+
+    def change_then_load(*arguments: Any) -> Any:
+        found = original(*arguments)
+        key.write_bytes(key.read_bytes() + b"\n")
+        return found
+
+    monkeypatch.setattr(sidecert.generation.loading, "load", change_then_load)
+    found = load(tmp_path, pki, one(pki), credentials=credentials)
+    assert {path for path, before in found.files.items() if signature(path) != before} == {key}
+
+
+def test_files_of_a_load_that_fails_are_known_too(pki: Pki, tmp_path: Path) -> None:
+    """Also those that are not there: they may come."""
+    missing = tmp_path / "missing.key"
+    credentials = {"alice": {"certificate": str(pki.alice.certificate), "key": str(missing)}}
+    path = tmp_path / "sidecert.yaml"
+    path.write_text(yaml.safe_dump(config([one(pki)], credentials)))
+    files: Signatures = {}
+    with pytest.raises(ConfigError):
+        build(path, 1, files=files)
+    assert files == look({path, pki.alice.certificate, missing, pki.trust})
+    files.clear()
+    with pytest.raises(ConfigError):
+        build(tmp_path / "none.yaml", 1, files=files)
+    assert files == look([tmp_path / "none.yaml"])
