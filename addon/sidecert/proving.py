@@ -82,7 +82,6 @@ class Canary:
         self._lock = lock
         self._held: Mapping[str, Held] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
-        self._limit: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -122,26 +121,20 @@ class Canary:
         self._set_timer()
 
     def close(self) -> None:
-        """Try nothing again; what is being tried ends at once, as if its time were over."""
+        """Put nothing in force any more."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
 
     # -- one handshake ---------------------------------------------------------------------------------
 
     async def _try_all(self, trials: Iterable[_Trial]) -> None:
-        if self._closed:
-            return
         try:
-            async with asyncio.timeout(LIMIT) as self._limit, asyncio.TaskGroup() as group:
+            async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as group:
                 for trial in trials:
                     group.create_task(self._try(trial))
         except TimeoutError:
             pass  # those that have not ended stay as they are
-        finally:
-            self._limit = None
 
     async def _try(self, trial: _Trial) -> None:
         """Fills in what came of `trial`; an error of our own proves nothing."""

@@ -394,6 +394,18 @@ def test_upstreams_that_only_callers_name_are_not_proven_nor_those_of_new_routes
     assert recorder.connections == 0
 
 
+def test_upstream_that_refuses_in_an_answer_cannot_be_proven_to(
+    sidecar: StartSidecar, peers: Peers, pki: Pki, tmp_path: Path
+) -> None:
+    """nginx takes any certificate in the handshake: so it counts as accepted, as the documentation says."""
+    first, strange = pki.ca.caller("first"), pki.other_ca.caller("strange")
+    settings = route("one", peers.nginx(), trust=pki.trust, credential="me")
+    one = Rotating(sidecar, tmp_path / "me", first, settings)
+    assert one.rotate(strange).json()["problems"] == []
+    assert one.proofs() == {"accepted": 1}
+    assert one.sidecar.get("http://one.test/").status == 400
+
+
 def test_end_of_the_sidecar_does_not_wait_for_proofs(
     sidecar: StartSidecar, peers: Peers, pki: Pki, tmp_path: Path
 ) -> None:

@@ -229,38 +229,58 @@ def test_proofs_are_few_at_once_and_bounded(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("why", ["time", "end"])
 def test_what_is_not_known_in_time_is_unproven(
-    why: str, pki: Pki, files: dict[str, Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pki: Pki, files: dict[str, Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All proofs have one limit, and end at once with the sidecar; what was known by then counts."""
+    """All proofs have one limit; what was known by then counts."""
 
     async def main() -> None:
         stage = Stage(
             tmp_path / "stage", pki, files["first"], mine("slow", Place(1), pki), mine("quick", Place(2), pki)
         )
-        asked = asyncio.Event()
 
         async def hang(upstream: Any) -> Outcome:
             if upstream.port == 1:
-                asked.set()
                 await asyncio.Event().wait()
             return await refuse_new(upstream)
 
         stage.answer(monkeypatch, hang)
-        if why == "time":
-            monkeypatch.setattr(sidecert.proving, "LIMIT", 0.1)
-        rotating = asyncio.create_task(stage.rotate(files["good"]))
-        await asked.wait()
-        if why == "end":
-            stage.canary.close()
+        monkeypatch.setattr(sidecert.proving, "LIMIT", 0.1)
         async with asyncio.timeout(PATIENCE):
-            proven = await rotating
-        assert stage.proofs().get("unproven", 0) >= 1
-        if why == "time":
-            assert stage.proofs() == {"unproven": 1, "refused": 1}
-            assert proven.held.keys() == {"me"}
+            proven = await stage.rotate(files["good"])
+        assert stage.proofs() == {"unproven": 1, "refused": 1}
+        assert proven.held.keys() == {"me"}
         stage.canary.close()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_put_in_force_once_the_sidecar_ends(
+    pki: Pki, files: dict[str, Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even what is being shown again in that moment, and nothing is shown after that."""
+
+    async def main() -> None:
+        stage = Stage(tmp_path / "stage", pki, files["first"], mine("one", Place(1), pki))
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def wait(upstream: Any) -> Outcome:
+            asked.set()
+            await go.wait()
+            return Outcome.OK
+
+        stage.answer(monkeypatch, refuse_new)
+        with again_after(monkeypatch, 0.02):
+            await stage.rotate(files["good"])
+            tried = stage.answer(monkeypatch, wait)
+            await asked.wait()
+            stage.canary.close()
+            go.set()
+            await stage.wait_for(lambda: stage.proofs().get("accepted") == 1)
+            async with stage.lock:
+                assert stage.subject == "CN=first"
+            await asyncio.sleep(0.1)  # five times as long as it takes to be tried again
+        assert len(tried) == 1
 
     asyncio.run(main())
 
