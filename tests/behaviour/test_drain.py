@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -11,8 +14,8 @@ import pytest
 from conftest import StartSidecar
 from support.certs import Pki
 from support.clients import Caller, Talker, connect
-from support.recorder import TlsRecorder, gated
-from support.sidecar import END, Sidecar, route
+from support.recorder import TlsRecorder, gated, silence
+from support.sidecar import END, PROGRAM, Sidecar, route
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
 
@@ -123,3 +126,102 @@ def test_an_idle_sidecar_ends_at_the_first_signal(
     running = sidecar(route("one", recorder, trust=pki.trust))
     running.stop()
     assert {record["level"] for record in running.records} == {"info"}
+
+
+GET = b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n"
+
+
+def test_who_has_no_answer_yet_is_told_at_the_limit(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """Sent or not, waiting for a place in the pool, with half a head: each reads 503, and what was done."""
+    recorder.answer = silence
+    pool = {"max_connections": 1}
+    running = sidecar(
+        route("one", recorder, trust=pki.trust, pool=pool, timeouts={"connect": "30s"}), drain="2s"
+    )
+    with (
+        Talker(running.listener) as sent,
+        Talker(running.listener) as queued,
+        Talker(running.listener) as half,
+    ):
+        sent.send(GET)
+        recorder.wait_for(lambda: len(recorder.requests) == 1)
+        queued.send(GET)
+        half.send(GET[:-2])
+        running.wait_for(lambda: running.metric("sidecert_requests_in_progress", route="one") == 2)
+        running.signal(signal.SIGTERM)
+        for talker, processed in ((sent, True), (queued, False), (half, False)):
+            answer = talker.read_answer()
+            assert (answer.status, answer.header("Sidecert-Outcome")) == (503, "draining")
+            assert answer.header("Retry-After") == "1"
+            assert answer.header("Connection") == "close"
+            detail = json.loads(answer.body)["detail"]
+            assert ("may have been processed" in detail) is processed
+            assert ("No byte of the request was sent" in detail) is not processed
+            assert talker.closed()
+    assert running.process.wait(10) == 0
+    assert len(recorder.requests) == 1
+
+
+def test_who_waits_for_a_place_is_served_when_one_becomes_free(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """Also when that is only during the drain; both answers say that the connection ends."""
+    gate = threading.Event()
+    recorder.answer = gated(gate, b"first", b"last")
+    running = sidecar(route("one", recorder, trust=pki.trust, pool={"max_connections": 1}))
+    with Talker(running.listener) as first, Talker(running.listener) as queued:
+        first.send(GET)
+        first.read_until(b"first")
+        queued.send(GET)
+        running.wait_for(lambda: running.metric("sidecert_requests_in_progress", route="one") == 2)
+        _drain(running)
+        gate.set()
+        first.read_until(b"last")
+        answer = queued.read_head()
+        assert (answer.status, answer.header("Connection")) == (200, "close")
+        gate.set()
+        assert queued.read_until(b"last") == b"firstlast"
+    assert running.process.wait(END) == 0
+
+
+def test_all_of_a_pipeline_is_answered(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
+    """What came behind a call that is under way is served too; only the last answer says `close`."""
+    gate = threading.Event()
+    recorder.answer = gated(gate, b"first", b"last")
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    with Talker(running.listener) as talker:
+        talker.send(GET * 3)
+        recorder.wait_for(lambda: len(recorder.requests) == 1)
+        _drain(running)
+        closes = []
+        for _ in range(3):
+            gate.set()
+            answer = talker.read_answer()
+            closes.append(answer.header("Connection"))
+            assert answer.body == b"firstlast"
+        assert closes == [None, None, "close"]
+        assert talker.closed()
+    assert running.process.wait(END) == 0
+
+
+def test_a_signal_before_it_is_ready_is_a_clean_end(tmp_path: Path, pki: Pki) -> None:
+    """Nobody was served, so nothing failed: a key that cannot be read yet does not hold the end up."""
+    key = tmp_path / "key"
+    os.mkfifo(key)
+    alice = {"certificate": str(pki.credentials["alice"]["certificate"]), "key": str(key)}
+    config = {"version": 1, "credentials": {"alice": alice}, "routes": []}
+    path = tmp_path / "sidecert.yaml"
+    path.write_text(json.dumps(config))
+    with subprocess.Popen([PROGRAM, "run", "-c", str(path)], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            # Nothing is to be read: to open the other end waits until the sidecar reads.
+            writer = os.open(key, os.O_WRONLY)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+            os.close(writer)
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
