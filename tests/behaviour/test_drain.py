@@ -225,3 +225,19 @@ def test_a_signal_before_it_is_ready_is_a_clean_end(tmp_path: Path, pki: Pki) ->
             process.kill()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_a_reload_that_hangs_does_not_hold_the_end_up(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """A file system that hangs, say: the drain does not wait for it, nor does the process's end."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    key = tmp_path / "key"
+    os.mkfifo(key)
+    running.rewrite(running.path.read_text().replace(str(pki.credentials["bob"]["key"]), str(key)))
+    running.signal(signal.SIGHUP)
+    writer = os.open(key, os.O_WRONLY)  # waits until the sidecar reads
+    assert running.get("http://one.test/").status == 200
+    running.signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    os.close(writer)
