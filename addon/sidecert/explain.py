@@ -169,8 +169,8 @@ def _expired(case: _Case) -> _Words:
         _REFUSED,
         f"{case.upstream} finds {case.sent} expired, or a CA above it, or its clock is wrong.{until}",
         f"Ask those who run {case.upstream} what its clock says, and whether the CA that it has is expired. "
-        f"If the certificate was renewed, put it into the files of `credentials.{case.credential}` and "
-        "reload; what a file holds: `openssl x509 -in CRT -noout -dates`.",
+        f"If the certificate was renewed, put it into the files of `credentials.{case.credential}`; "
+        "what a file holds: `openssl x509 -in CRT -noout -dates`.",
     )
 
 

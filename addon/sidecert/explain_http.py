@@ -147,7 +147,7 @@ def _expired(said: str) -> Callable[[_Case], _Words]:
         return (
             said,
             f"{cause}, or its clock is wrong.",
-            f"Put the renewed certificate into the files of `credentials.{case.credential}` and reload.",
+            f"Put the renewed certificate into the files of `credentials.{case.credential}`.",
         )
 
     return words

@@ -38,7 +38,7 @@ def faults(seen: Observation, own: OwnCertificate | None, now: float) -> tuple[F
 
 def _of_dates(own: OwnCertificate, now: float) -> Iterator[Fault]:
     if wrong := own.leaf.outside(now):
-        late = f"Put the renewed certificate into the files of `credentials.{own.credential}` and reload."
+        late = f"Put the renewed certificate into the files of `credentials.{own.credential}`."
         early = "Check the clock of this machine, or wait until then."
         yield Fault(wrong, late if now > own.leaf.not_after else early)
     for each in own.intermediates:

@@ -54,7 +54,7 @@ def test_certificate_that_the_upstream_has_not_seen_has_no_faults() -> None:
             own(fact(ends=-DAY)),
             asked(),
             "expired on 2027-01-14 08:00 UTC",
-            "Put the renewed certificate into the files of `credentials.alice` and reload.",
+            "Put the renewed certificate into the files of `credentials.alice`.",
         ),
         (
             own(fact(starts=DAY)),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @click.option("--access-log", is_flag=True, help="Log a line for each call.")
 def run(config: Path | None, log_level: str, access_log: bool) -> None:
-    """Run the sidecar until SIGTERM or SIGINT; SIGHUP reloads the config."""
+    """Run the sidecar until SIGTERM or SIGINT; SIGHUP reloads the config, as do changes of its files."""
     # It waits until the addon is there to take it: by default it would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     # Before anything is loaded. By default the signals would be a failure, and PID 1 would not hear them.
