@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sidecert.errors import ConfigError
 from sidecert.generation import Generation, build, with_credentials
 from sidecert.tls import TlsFailure
 from sidecert.watch import Signatures, look, signature
-from support.certs import Pki, expired, write_private
+from support.certs import DAY, Authority, Pki, expired, write_private
 from support.inside import generation
 from support.sidecar import config
 
@@ -404,3 +405,14 @@ def test_files_of_a_load_that_fails_are_known_too(pki: Pki, tmp_path: Path) -> N
     with pytest.raises(ConfigError):
         build(tmp_path / "none.yaml", 1, files=files)
     assert files == look([tmp_path / "none.yaml"])
+
+
+@pytest.mark.parametrize(("leaf", "between"), [(1, 9), (9, 1)])
+def test_credential_is_valid_until_the_first_of_what_it_presents_expires(
+    leaf: int, between: int, pki: Pki, tmp_path: Path
+) -> None:
+    """The leaf, or an intermediate that is sent behind it."""
+    issuer = Authority("between", parent=pki.ca, ends=between * DAY)
+    files = issuer.caller("me", ends=leaf * DAY).write(tmp_path / "files")
+    loaded = load(tmp_path, pki, one(pki), credentials={"alice": files.config}).credentials["alice"]
+    assert loaded.valid_until == pytest.approx(time.time() + DAY.total_seconds(), abs=60)
