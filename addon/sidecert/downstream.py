@@ -207,7 +207,10 @@ class Downstream(asyncio.Protocol):
             if end < 0:
                 self._parser.check_partial(self._buffer, self._scanned)
                 self._scanned = len(self._buffer)
-                self._wait_for_head()
+                if self._eof:
+                    self._close()  # the rest of it will never come
+                else:
+                    self._wait_for_head()
                 return False
             self._scanned = 0
             head = self._parser.parse(self._buffer[:end])
@@ -228,6 +231,9 @@ class Downstream(asyncio.Protocol):
         piece = self._feed(reader, rest)
         if piece is not None:
             exchange.start(piece, self._reader is None, _trailers(reader))
+            if self._eof and self._reader is not None:  # nor will the rest of this body
+                self._leave_exchange()
+                self._close()
         return True
 
     def _wait_for_head(self) -> None:

@@ -324,15 +324,16 @@ def test_no_mixture_of_them_is_read_in_two_ways(stage: Stage) -> None:
     host = HOSTS["python"]
     count = through = 0
 
-    stage.raw.take()
-
     @settings(max_examples=rounds(300, 20_000), database=None, suppress_health_check=list(HealthCheck))
     @given(mixtures())
     @example(SECOND + SECOND)
+    @example(SECOND + SECOND[:-2] + b"Transfer-Encoding: chunked\r\n\r\n")
+    @example(SECOND + SECOND[:-2])
     def mixed(wire: bytes) -> None:
         nonlocal count, through
         count += 1
         token = FUZZ_TOKEN % count
+        stage.raw.take()
         wire = filled(wire, token, host)
         data, ended = send(stage.listeners[0], wire)
         innocent, innocent_ended = send(stage.listeners[0], filled(INNOCENT, token, host))
