@@ -14,7 +14,7 @@ from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
 from sidecert.plane import DRAIN_GRACE, Listener, Plane
-from sidecert.sockets import Outflow, unread
+from sidecert.sockets import Outflow, is_among_the_last, unread
 from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,17 @@ class Downstream(asyncio.Protocol):
             if self._plane.access_log:
                 self.addresses()  # the socket forgets them when the caller leaves
             if len(self._plane.connections) >= self._limits.connections:
-                self._refuse_connection()
+                limit = self._limits.connections
+                self._refuse_connection(
+                    f"All {limit} connections that `limits.connections` allows are in use.",
+                    "Call less at once, or raise `limits.connections`.",
+                )
+                return
+            if is_among_the_last(self._transport):
+                self._refuse_connection(
+                    "Nearly all files and sockets that this process may have open are in use.",
+                    "Call less at once, or raise the limit (`ulimit -n`, `LimitNOFILE` of systemd).",
+                )
                 return
             self._plane.connections.add(self)
             if self.listener.route is not None:
@@ -421,20 +431,12 @@ class Downstream(asyncio.Protocol):
     def abort(self) -> None:
         self.cut()
 
-    def _refuse_connection(self) -> None:
-        limit = self._limits.connections
-        if len(self._plane.leaving) >= limit:
+    def _refuse_connection(self, wrong: str, right: str) -> None:
+        if len(self._plane.leaving) >= self._limits.connections:
             self._transport.abort()  # more than that are reading already that there is no room
             return
         self._plane.leaving.add(self)
-        self._refuse_unread(
-            Refusal.of(
-                Reason.OVERLOADED,
-                f"All {limit} connections that `limits.connections` allows are in use.",
-                "Call less at once, or raise `limits.connections`.",
-                retry_after=1,
-            )
-        )
+        self._refuse_unread(Refusal.of(Reason.OVERLOADED, wrong, right, retry_after=1))
 
     def _refuse_unread(self, refusal: Refusal) -> None:
         """Answer a request that could not be read, or was not."""

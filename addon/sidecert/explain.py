@@ -7,6 +7,8 @@ DESIGN.md; what other tools say of each is in `known_as`.
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -395,13 +397,18 @@ def _dns_failed(case: _Case) -> _Words:
     )
 
 
+_OUT_OF_FILES = frozenset(os.strerror(number) for number in (errno.EMFILE, errno.ENFILE))
+
+
 def _connect_failed(case: _Case) -> _Words:
     words = f": {clean(case.seen.error)}" if case.seen.error else ""
-    return (
-        "The upstream could not be reached",
-        f"The connection to {case.upstream} failed{words}.",
-        f"Check this machine's network and its route to {case.host}.",
-    )
+    remedy = f"Check this machine's network and its route to {case.host}."
+    if case.seen.error in _OUT_OF_FILES:
+        remedy = (
+            "Every file and socket that this process or machine may have open is in use: raise the limit "
+            "(`ulimit -n`, LimitNOFILE=), or lower `limits.connections` and `pool.max_connections`."
+        )
+    return "The upstream could not be reached", f"The connection to {case.upstream} failed{words}.", remedy
 
 
 def _tls_error(case: _Case) -> _Words:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import socket
 import stat
 import sys
@@ -34,6 +35,10 @@ _RESOLVE = 5.0
 
 _LOOK_EVERY = 1.0
 """Seconds between two looks at an `Outflow`, or a quarter of its limit: by that much it may be late."""
+
+_SPARE = 64
+"""Descriptors that callers cannot take: for upstream connections, the admin, files to be loaded, and
+those who are being told that there is no room."""
 
 UNIX_MODE = 0o660
 """Whoever may write to a unix socket may call under our certificates: its owner and group, no others."""
@@ -150,6 +155,19 @@ def _ask_kernel(transport: asyncio.BaseTransport, what: int) -> int:
     except (AttributeError, OSError, ValueError):
         return 0  # it has ended, or this system does not tell
     return int.from_bytes(found, sys.byteorder)
+
+
+def is_among_the_last(transport: asyncio.BaseTransport) -> bool:
+    """Whether hardly a descriptor is left after that of a connection that was just accepted.
+
+    The kernel gives the lowest number that is free. Where none is left, uvloop resets all who wait in the
+    backlog, and nothing can be connected to, loaded or listened on.
+    """
+    connection = transport.get_extra_info("socket")
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        connection is not None and limit - _SPARE <= connection.fileno() and limit != resource.RLIM_INFINITY
+    )
 
 
 def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:

@@ -106,11 +106,11 @@ def test_first_addresses_that_are_silent_cost_a_quarter_of_a_second_each(start: 
 
 @pytest.mark.parametrize("dead", ["refusing", "silent"])
 def test_dead_ipv6_costs_one_stagger_at_most(start: Start, dead: str) -> None:
-    """The resolver puts IPv6 first; where it is dead, IPv4 has its turn at once or a quarter of a second later."""
+    """The resolver puts IPv6 first; where it is dead, IPv4 has its turn within a quarter of a second."""
     address = SIX if dead == "refusing" else SILENT_SIX
     here = [ONE, SIX] if dead == "refusing" else [ONE]
     with own_names({NAME: [ONE, address]}, addresses=[*here, "2a02:ffff::9"], silent=[SILENT_SIX]):
-        running, recorder = start()
+        running, _ = start()
         if dead == "refusing":
             subprocess.run(["ip", "-6", "address", "del", f"{SIX}/128", "dev", "lo"], check=True)
         began = time.monotonic()
@@ -127,9 +127,9 @@ def test_name_with_nothing_but_ipv6_is_reached(start: Start) -> None:
 
 
 def test_hundred_addresses_of_which_one_lives(start: Start) -> None:
-    """The answer needs TCP, and 99 of the addresses are of machines that refuse: the one that lives is found."""
-    refusing = [f"11.0.2.{number}" for number in range(1, 100)]
-    with own_names({NAME: [*refusing, ONE]}, addresses=[ONE]) as names:
+    """The answer needs TCP, and 99 of the addresses are unreachable: the one that lives is found."""
+    dead = [f"11.0.2.{number}" for number in range(1, 100)]
+    with own_names({NAME: [*dead, ONE]}, addresses=[ONE]) as names:
         running, _ = start()
         assert running.get("http://orders.test/").text == ONE
         assert any(question.over_tcp for question in names.questions)
