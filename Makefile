@@ -16,7 +16,7 @@ help:
 	@echo 'make demo     a look-alike service, the sidecar and a call through it (ARGS=--once: then end)'
 	@echo 'make test     all tests (ARGS: for pytest)'
 	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
-	@echo 'make fuzz     spoilt TLS, guided by coverage, for a minute (SECONDS=); brings atheris into .venv'
+	@echo 'make fuzz     spoilt bytes and files, guided by coverage, a minute each (SECONDS=, TARGETS=); brings atheris'
 	@echo 'make truth-table  addon/TRUTH_TABLE.md from what the tests see of real servers'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
 	@echo 'make docs     the pages that are made from the code: config/errors.md'
@@ -51,11 +51,15 @@ SECONDS ?= 4
 bench: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) $(ARGS)
 
-# Linux only; what it finds worth keeping, and what broke, stays in .fuzz.
+# Linux only; what each target finds worth keeping, and what broke, stays in .fuzz.
+TARGETS := $(patsubst tests/fuzz/atheris_%.py,%,$(sort $(wildcard tests/fuzz/atheris_*.py)))
+
 fuzz: SECONDS = 60
 fuzz: $(STAMP)
 	.ci/setup fuzz
-	PYTHONPATH=tests $(BIN)/python tests/fuzz/atheris_tls.py .fuzz $(SECONDS)
+	@for target in $(TARGETS); do \
+		echo "fuzz: $$target, for $(SECONDS) s"; \
+		PYTHONPATH=tests $(BIN)/python tests/fuzz/atheris_$$target.py .fuzz/$$target $(SECONDS) || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/python -m sidecert.errors_page > config/errors.md
