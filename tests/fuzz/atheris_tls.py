@@ -12,6 +12,7 @@ with atheris.instrument_imports(include=["sidecert.tls", "sidecert.upstream", "s
     from support.spoilt_flights import Spoilt
 
 from driving import drive
+
 from support.certs import Pki
 
 SEED = bytes(range(1, 64))

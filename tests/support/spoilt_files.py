@@ -1,7 +1,7 @@
 """Config, certificate, key and store files with anything in them, and what must hold whatever that is.
 
-A config becomes a generation or problems that a user can act on; a credential is whole or has findings. Nothing
-else is ever raised, no word is unprintable or without end, and no secret is in any of them.
+A config becomes a generation or problems that a user can act on; a credential is whole or has findings.
+Nothing else is ever raised, no word is unprintable or without end, and no secret is in any of them.
 """
 
 from __future__ import annotations
@@ -57,19 +57,22 @@ class SpoiltFiles:
         try:
             generation = build(path, 1, {"ALICE_PASS": PASS}, NOW)
         except ConfigError as exc:
-            assert any(not problem.warning for problem in exc.problems)
-            _check_words(str(problem) for problem in exc.problems)
+            problems = exc.problems
+            generation = None
+        else:
+            problems = generation.warnings
+        _check_words(str(problem) for problem in problems)
+        assert (generation is None) == any(not problem.warning for problem in problems)
+        if generation is None:
             return "refused"
-        _check_words(str(problem) for problem in generation.warnings)
         for route in generation.config.routes:
             host = route.match.host.replace("*", "some")
             for target in (b"/", b"/a/b/c", b"/integration/rest/x"):
                 try:
                     found, matched = generation.router.find(host, 80, target, b"GET")
-                except Refusal as refusal:
-                    assert refusal.outcome in ("no_route", "method_not_allowed", "bad_request")
-                else:
-                    assert generation.routes[found.id].upstream(matched).host
+                except Refusal:
+                    continue
+                assert generation.routes[found.id].upstream(matched).host
         return "taken"
 
     # -- credentials and trust -------------------------------------------------------------------------
