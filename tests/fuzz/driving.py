@@ -19,8 +19,8 @@ from support.certs import private_folder
 
 
 def drive(make: Callable[[Path], tuple[Iterable[bytes], Callable[[bytes], str]]], *, longest: int) -> None:
-    """`make` gives, for a folder of its own, inputs to begin with and what plays one of up to `longest` bytes;
-    that tells what came of it in a word, and raises where a promise is broken."""
+    """`make` gives, for a folder of its own, inputs to begin with and what plays one of up to `longest`
+    bytes; that tells what came of it in a word, and raises where a promise is broken."""
     folder, seconds, *again = sys.argv[1:]
     place = private_folder(Path(folder).resolve())
     seeds, play = make(private_folder(place / "made"))

@@ -1,4 +1,4 @@
-"""The files that a user gives, spoilt. The long form is `make fuzz`, which is guided by what a file reaches."""
+"""The files that a user gives, spoilt. The long form is `make fuzz`, guided by what a file reaches."""
 
 from __future__ import annotations
 
