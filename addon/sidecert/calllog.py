@@ -57,8 +57,8 @@ def _fields(request_id: str, listener: str, peer: object, method: str, host: str
     }
 
 
-def refused(refusal: Refusal, call: Call, upstream: Upstream | None) -> None:
-    """The words of the answer, under the same id."""
+def refused(refusal: Refusal, call: Call, upstream: Upstream | None, *, left_out: int = 0) -> None:
+    """The words of the answer, under the same id. `left_out` others like it came before it without a line."""
     level = logging.WARNING if refusal.status >= _UNUSUAL else logging.INFO
     _LOG.log(
         level,
@@ -72,6 +72,7 @@ def refused(refusal: Refusal, call: Call, upstream: Upstream | None) -> None:
             "cause": refusal.detail,
             "evidence": list(refusal.evidence),
             "remedy": refusal.remedy,
+            **({"left_out": left_out} if left_out else {}),
         },
     )
 

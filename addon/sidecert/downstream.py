@@ -7,9 +7,11 @@ import ipaddress
 import logging
 import socket
 import struct
+from time import monotonic
 from typing import cast
 
 from sidecert import answers, calllog, refusals
+from sidecert.callers import Callers
 from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
@@ -88,6 +90,8 @@ class Downstream(asyncio.Protocol):
     """Loop time until which the rest of a body is dropped; 0 where none is on its way."""
     _eof = False
     _addresses: tuple[object, object] | None = None
+    _checked_by: Callers | None = None
+    """The rules by which the caller's address was allowed last."""
 
     def __init__(self, plane: Plane, listener: Listener) -> None:
         self.listener = listener
@@ -105,20 +109,9 @@ class Downstream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._stats.connections += 1
         try:
-            if self._plane.access_log:
-                self.addresses()  # the socket forgets them when the caller leaves
-            if len(self._plane.connections) >= self._limits.connections:
-                limit = self._limits.connections
-                self._refuse_connection(
-                    f"All {limit} connections that `limits.connections` allows are in use.",
-                    "Call less at once, or raise `limits.connections`.",
-                )
-                return
-            if is_among_the_last(self._transport):
-                self._refuse_connection(
-                    "Nearly all files and sockets that this process may have open are in use.",
-                    "Call less at once, or raise the limit (`ulimit -n`, `LimitNOFILE` of systemd).",
-                )
+            refusal = self._unwelcome()
+            if refusal is not None:
+                self._refuse_connection(refusal)
                 return
             self._plane.connections.add(self)
             if self.listener.route is not None:
@@ -189,6 +182,31 @@ class Downstream(asyncio.Protocol):
         except Exception as exc:
             self._fault(exc)
 
+    # -- who may call ----------------------------------------------------------------------------------
+
+    def _unwelcome(self) -> Refusal | None:
+        """Why a new connection is not served. Who may not call at all takes no room from those who may."""
+        try:
+            self._check_caller()
+        except Refusal as refusal:
+            return refusal
+        limit = self._limits.connections
+        if len(self._plane.connections) >= limit:
+            wrong = f"All {limit} connections that `limits.connections` allows are in use."
+            right = "Call less at once, or raise `limits.connections`."
+        elif is_among_the_last(self._transport):
+            wrong = "Nearly all files and sockets that this process may have open are in use."
+            right = "Call less at once, or raise the limit (`ulimit -n`, `LimitNOFILE` of systemd)."
+        else:
+            return None
+        return Refusal.of(Reason.OVERLOADED, wrong, right, retry_after=1)
+
+    def _check_caller(self) -> None:
+        """Raises Refusal where the caller's address may not call; a reload may have changed that."""
+        callers = self.listener.callers
+        callers.check_address(self.addresses()[0])
+        self._checked_by = callers
+
     # -- requests --------------------------------------------------------------------------------------
 
     def _next(self) -> None:
@@ -223,7 +241,11 @@ class Downstream(asyncio.Protocol):
                     self._wait_for_head()
                 return False
             self._scanned = 0
+            if self.listener.callers is not self._checked_by:
+                self._check_caller()
             head = self._parser.parse(self._buffer[:end])
+            if head.page is not None:
+                self.listener.callers.check_page(head.page)
         except Refusal as refusal:
             self._refuse_unread(refusal)
             return False
@@ -431,19 +453,24 @@ class Downstream(asyncio.Protocol):
     def abort(self) -> None:
         self.cut()
 
-    def _refuse_connection(self, wrong: str, right: str) -> None:
+    def _refuse_connection(self, refusal: Refusal) -> None:
         if len(self._plane.leaving) >= self._limits.connections:
-            self._transport.abort()  # more than that are reading already that there is no room
+            self._plane.metrics.denied(refusal.outcome)
+            self._transport.abort()  # more than that are reading already why they are not served
             return
         self._plane.leaving.add(self)
-        self._refuse_unread(Refusal.of(Reason.OVERLOADED, wrong, right, retry_after=1))
+        self._refuse_unread(refusal)
 
     def _refuse_unread(self, refusal: Refusal) -> None:
         """Answer a request that could not be read, or was not."""
         request_id = calllog.new_request_id()
         self._plane.metrics.denied(refusal.outcome)
-        call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.addresses()[0])
-        calllog.refused(refusal, call, None)
+        left_out: int | None = 0
+        if self._checked_by is None:  # anybody can connect, as often as they like
+            left_out = self._plane.strangers_logged.left_out(monotonic())
+        if left_out is not None:
+            call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.addresses()[0])
+            calllog.refused(refusal, call, None, left_out=left_out)
         self._transport.write(
             answers.render(
                 refusal,

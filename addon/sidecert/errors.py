@@ -71,10 +71,6 @@ class Reason(Enum):
         self.title = title
 
 
-NOT_RAISED = frozenset((Reason.CALLER_NOT_ALLOWED,))
-"""Names that the interface and the metrics have already, and that no call is refused with yet."""
-
-
 class Refusal(SidecertError):
     """A call that sidecert answers itself, as `application/problem+json`.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from sidecert.errors import NOT_RAISED, Reason
+from sidecert.errors import Reason
 from sidecert.explain import MAPPING, explain
 from sidecert.explain_http import NONE_CAME, explain_answer
 from sidecert.explain_reason import REASONS
@@ -179,8 +179,6 @@ in Integration Server: Security > Certificates > Configure Client Certificates),
 _REFUSALS = """\
 ## Calls that sidecert refuses, or that end later
 
-{not_raised} are in the metrics, but not raised by this version.
-
 """
 
 
@@ -200,8 +198,7 @@ def page() -> Iterator[str]:
     yield _ANSWERS.format(mapping=MAPPING)
     for signature in Signature:
         yield _signature(signature, said)
-    names = [f"`{reason.word}`" for reason in Reason if reason in NOT_RAISED]
-    yield _REFUSALS.format(not_raised=f"{', '.join(names[:-1])} and {names[-1]}")
+    yield _REFUSALS
     for reason in REASONS:
         yield _reason(reason, said)
 

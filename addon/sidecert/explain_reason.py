@@ -34,6 +34,14 @@ REASONS: Mapping[Reason, tuple[str, str]] = {
         "listener's own. A web page that plays tricks with DNS does so too.",
         "Call the listener by its own address, or by the host of its route.",
     ),
+    Reason.CALLER_NOT_ALLOWED: (
+        "The caller's address is none of those in `allow` of the listener (on a loopback listener without "
+        "`allow`: it is not loopback). Or a browser sent the request for a web page of another origin, as "
+        "its Origin or Sec-Fetch-Site says: any page on the web can make a browser send requests to where "
+        "that reaches, and this one would go on under somebody's certificate. `detail` says which.",
+        "If the caller is meant to call, add its address or network to `allow` of the listener; if the page "
+        "is, add its origin to `origins`. Both take `any`.",
+    ),
     Reason.PRIVATE_ADDRESS: (
         "The host came through a wildcard (`*.example.com`) and its name leads to a loopback, link-local or "
         "private address, which whoever runs that DNS could abuse.",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecert.backlog import HANDSHAKES, close_to_new
+from sidecert.callers import Callers
 from sidecert.config import Bind, ListenerConfig, normalise_host
 from sidecert.errors import ConfigError, Problem
 from sidecert.plane import Listener
@@ -87,10 +88,11 @@ class Listeners:
         problems = []
         for number, config in enumerate(configs):
             label = config.bind.label
-            if label in self._open:
-                change.kept[label] = config
-                continue
             try:
+                if label in self._open:
+                    self._set_mode(label, config.mode)
+                    change.kept[label] = config
+                    continue
                 addresses = await resolve(config.bind)
                 entry = change.opened[label] = _listen(config, addresses)
                 await self._make_servers(entry)
@@ -98,6 +100,11 @@ class Listeners:
                 wrong, right = self._explain(config.bind, exc)
                 problems.append(Problem(str(file), None, f"listeners[{number}].bind", wrong, right))
             except OSError as exc:
+                if label in self._open:
+                    wrong = f"the mode of {config.bind.path} cannot be changed: {exc.strerror}"
+                    right = "run the sidecar as the file's owner, or restart it"
+                    problems.append(Problem(str(file), None, f"listeners[{number}].mode", wrong, right))
+                    continue
                 wrong = f"{label} cannot be opened: {exc.strerror or exc}"
                 problems.append(
                     Problem(str(file), None, f"listeners[{number}].bind", wrong, "see what the system lacks")
@@ -106,6 +113,12 @@ class Listeners:
 
     def discard(self, change: Change) -> None:
         """Give up a change that was not committed."""
+        for label in change.kept:
+            try:
+                if label in self._open:
+                    self._set_mode(label, self._open[label].config.mode)
+            except OSError as exc:
+                _LOG.warning("the mode of %s could not be set back: %s", label, exc.strerror)
         for entry in change.opened.values():
             if entry.file is not None:
                 entry.file.remove()
@@ -117,9 +130,9 @@ class Listeners:
     async def commit(self, change: Change) -> None:
         """Accept on what was prepared, and stop what the change does not name.
 
-        A listener that is kept is not touched, but for the route that it is pinned to, which changes before
-        anything else is waited for: its callers are at the new routes already. An error leaves what is open
-        as it was, and the change to be discarded.
+        A listener that is kept is not touched, but for the route that it is pinned to and who may call, which
+        change before anything else is waited for: its callers are at the new routes already. An error leaves
+        what is open as it was, and the change to be discarded.
         """
         before = {label: self._open[label].config for label in change.kept}
         self._apply(change.kept)
@@ -139,8 +152,18 @@ class Listeners:
 
     def _apply(self, configs: Mapping[str, ListenerConfig]) -> None:
         for label, config in configs.items():
-            self._open[label].config = config
-            self._open[label].listener.route = config.route
+            entry = self._open[label]
+            entry.config = config
+            entry.listener.route = config.route
+            callers = Callers.of(config)
+            if callers != entry.listener.callers:
+                entry.listener.callers = callers
+
+    def _set_mode(self, label: str, mode: int) -> None:
+        """Of a unix socket's file; nothing else has one."""
+        entry = self._open.get(label)
+        if entry is not None and entry.file is not None:
+            entry.file.set_mode(mode)
 
     async def stop(self) -> None:
         """Accept what is queued, then close all listeners. The accepted connections live on."""
@@ -209,11 +232,10 @@ def _log_listening(entry: _Open) -> None:
 
 def _listen(config: ListenerConfig, addresses: Addresses | None) -> _Open:
     bind = config.bind
-    sockets = listen(bind, addresses)
-    if bind.path is None:
-        return _Open(config, Listener(bind.label, config.route, _own_hosts(bind, sockets)), sockets)
-    listener = Listener(bind.label, config.route, frozenset())
-    return _Open(config, listener, sockets, SocketFile(bind.path))
+    sockets = listen(bind, addresses, config.mode)
+    hosts = _own_hosts(bind, sockets) if bind.path is None else frozenset()
+    listener = Listener(bind.label, config.route, hosts, Callers.of(config))
+    return _Open(config, listener, sockets, None if bind.path is None else SocketFile(bind.path))
 
 
 def _own_hosts(bind: Bind, sockets: Sequence[socket.socket]) -> frozenset[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sidecert.callers import LOOPBACK_ONLY, Callers, Sparing
 from sidecert.config import RouteConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Generation, Upstream
@@ -32,11 +33,13 @@ _LAST_WORDS = 1.0
 @dataclass(slots=True, eq=False)
 class Listener:
     """An address that callers connect to. `route` is set where it is pinned, and a reload may change it;
-    `hosts` are its own names (normalised, no port), which a caller of a pinned listener may send as Host."""
+    `hosts` are its own names (normalised, no port), which a caller of a pinned listener may send as Host.
+    `callers` are another object after a reload that changes who may call."""
 
     label: str
     route: str | None
     hosts: frozenset[str]
+    callers: Callers = LOOPBACK_ONLY
 
 
 class CallerConnection(Protocol):
@@ -61,7 +64,8 @@ class Plane:
         self.pools: dict[str, Pool] = {}
         self.connections: set[CallerConnection] = set()
         self.leaving: set[CallerConnection] = set()
-        """Those that were refused for want of room, until they have read why."""
+        """Those that were refused for want of room, or for their address, until they have read why."""
+        self.strangers_logged = Sparing()
         self.draining = False
         """Connections are to end with the calls that they carry."""
         self.expired = False

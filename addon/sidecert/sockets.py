@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic
 
 from sidecert.config import Bind, host_port
+from sidecert.config.callers import DEFAULT_MODE
 from sidecert.threads import in_thread
 
 _LOG = logging.getLogger("sidecert.sockets")
@@ -39,9 +40,6 @@ _LOOK_EVERY = 1.0
 _SPARE = 64
 """Descriptors that callers cannot take: for upstream connections, the admin, files to be loaded, and
 those who are being told that there is no room."""
-
-UNIX_MODE = 0o660
-"""Whoever may write to a unix socket may call under our certificates: its owner and group, no others."""
 
 
 class Unusable(Exception):
@@ -71,13 +69,14 @@ async def resolve(bind: Bind) -> Addresses | None:
         raise _unusable_tcp(bind, exc) from exc
 
 
-def listen(bind: Bind, addresses: Addresses | None = None) -> list[socket.socket]:
+def listen(bind: Bind, addresses: Addresses | None = None, mode: int = DEFAULT_MODE) -> list[socket.socket]:
     """Non-blocking sockets that listen on `bind`: one, or one for each address of a host name.
 
     Without the `addresses` that `resolve` gave, looks them up itself, which may take long. Port 0 takes a
-    free one, the same for all. Raises Unusable; then nothing is left open.
+    free one, the same for all. `mode` is that of a unix socket's file. Raises Unusable; then nothing is left
+    open.
     """
-    return [_listen_unix(bind.path)] if bind.path is not None else _listen_tcp(bind, addresses)
+    return [_listen_unix(bind.path, mode)] if bind.path is not None else _listen_tcp(bind, addresses)
 
 
 class SocketFile:
@@ -87,6 +86,11 @@ class SocketFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._inode = _inode(path)
+
+    def set_mode(self, mode: int) -> None:
+        """Change who may open the file, if it is still ours. Raises OSError."""
+        if _inode(self.path) == self._inode:
+            os.chmod(self.path, mode)
 
     def remove(self) -> None:
         """Remove the file, if it is still there and ours. A failure is logged."""
@@ -251,13 +255,13 @@ def _unusable_tcp(bind: Bind, exc: OSError) -> Unusable:
     return Unusable(wrong, right, exc.errno)
 
 
-def _listen_unix(path: Path) -> socket.socket:
+def _listen_unix(path: Path, mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
         sock.setblocking(False)
         sock.bind(os.fspath(path))
-        os.chmod(path, UNIX_MODE)  # in time: nobody can connect before `listen`
+        os.chmod(path, mode)  # in time: nobody can connect before `listen`
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()

@@ -200,9 +200,9 @@ def both_ends(pki: Pki, folder: Path) -> Iterator[BothEnds]:
     """Both ends for the length of a with block."""
     with tls_recorder(pki.upstream, pki.trust) as upstream:
         listeners = (
-            {"bind": "127.0.0.1:0"},
-            {"bind": "unix:pinned.sock", "route": "orders"},
-            {"bind": "unix:plain.sock"},
+            {"bind": "127.0.0.1:0", "origins": "any"},
+            {"bind": "unix:pinned.sock", "route": "orders", "origins": "any"},
+            {"bind": "unix:plain.sock", "origins": "any"},
         )
         spec = config([route("orders", upstream, trust=pki.trust)], pki.credentials, listeners=listeners)
         with running(folder, spec) as sidecar:

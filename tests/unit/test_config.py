@@ -133,8 +133,21 @@ def test_every_value_is_converted() -> None:
         "127.0.0.1:8080",
         "127.0.0.1:9001",
         "unix:/run/sidecert/in.sock",
+        "unix:/run/sidecert/group.sock",
+        "0.0.0.0:9002",
+        "127.0.0.1:9003",
     ]
     assert config.listeners[1].route == "orders"
+    assert [oct(listener.mode) for listener in config.listeners[2:4]] == ["0o600", "0o660"]
+    assert [listener.allow for listener in config.listeners[:4]] == [None] * 4
+    assert [str(network) for network in config.listeners[4].allow or ()] == [
+        *("10.0.0.0/8", "192.168.1.7/32", "fd00::/8", "2001:db8::1/128")
+    ]
+    assert config.listeners[4].origins == {
+        *("https://app.example", "http://localhost:3000", "chrome-extension://abcdef")
+    }
+    assert [str(network) for network in config.listeners[5].allow or ()] == ["0.0.0.0/0", "::/0"]
+    assert config.listeners[5].origins == {"any"}
     assert config.credentials["alice"].key == folder / "alice.key"
     assert config.credentials["alice"].passphrase == SecretSource(env="ALICE_PASS")
     assert [each.prove for each in config.credentials.values()] == [False, True]

@@ -41,7 +41,7 @@ class FakeTransport:
         return True
 
     def get_extra_info(self, name: str) -> Any:
-        return self
+        return ("127.0.0.1", 40000) if name == "peername" else self
 
     def get_write_buffer_size(self) -> int:
         return 0

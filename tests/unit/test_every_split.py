@@ -77,6 +77,9 @@ class Transport:
     def can_write_eof(self) -> bool:
         return True
 
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 40000)
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
 

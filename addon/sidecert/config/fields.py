@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema, WrapValidator
 
-from sidecert.config import values
+from sidecert.config import callers, values
 from sidecert.config.binds import Bind
 from sidecert.config.binds import bind as parse_bind
 
@@ -85,4 +85,26 @@ BindAddress = Annotated[
     Bind,
     PlainValidator(_in_folder(parse_bind)),
     WithJsonSchema({"type": "string", "pattern": "^(unix:.+|(\\[[0-9A-Fa-f:.]+\\]|[^:\\s/*]+):[0-9]{1,5})$"}),
+]
+
+
+def _any_or_list(pattern: str, least: int) -> dict[str, Any]:
+    items = {"type": "string", "pattern": pattern}
+    return {"anyOf": [{"const": callers.ANY}, {"type": "array", "minItems": least, "items": items}]}
+
+
+Network = Annotated[callers.Network, PlainValidator(callers.network)]
+Networks = Annotated[
+    tuple[Network, ...],
+    WrapValidator(callers.networks),
+    WithJsonSchema(_any_or_list("^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", least=1)),
+]
+Origin = Annotated[str, PlainValidator(callers.origin)]
+Origins = Annotated[
+    frozenset[Origin],
+    WrapValidator(callers.origins),
+    WithJsonSchema(_any_or_list("^[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\\s]+$", least=0)),
+]
+SocketMode = Annotated[
+    int, PlainValidator(callers.mode), WithJsonSchema({"type": "string", "pattern": "^0[0-7]{3}$"})
 ]

@@ -98,3 +98,26 @@ def host_port(host: str, port: int) -> str:
 def is_address(host: str) -> bool:
     """Whether a normalised host is an IP address: no name has a colon or ends in a number."""
     return ":" in host or bool(_ENDS_IN_NUMBER.search(host))
+
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[^\]]*\]|[^/?#@:\[\]\\]+)(?::([0-9]{1,5}))?\Z", re.IGNORECASE)
+_USUAL_PORTS = {"http": "80", "https": "443"}
+
+
+def canonical_origin(text: str) -> str | None:
+    """The origin that `text` is (RFC 6454), in the one spelling that may be compared; None where it is none.
+
+    Scheme and host lower-case, IDNA A-labels, no port where it is the scheme's own: `https://app.example`.
+    """
+    match = _ORIGIN.match(text)
+    if match is None:
+        return None
+    scheme = match[1].lower()
+    try:
+        host = bracket(normalise_host(match[2]))
+    except Mistake:
+        return None
+    if match[3] is None or match[3].lstrip("0") == _USUAL_PORTS.get(scheme):
+        return f"{scheme}://{host}"
+    port = int(match[3])
+    return f"{scheme}://{host}:{port}" if 0 < port < 65536 else None

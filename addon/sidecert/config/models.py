@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sidecert.config import fields, values
+from sidecert.config import callers, fields, values
 from sidecert.config.binds import bind
 from sidecert.config.mistake import Mistake
 
@@ -110,6 +110,21 @@ class ListenerConfig(Model):
     )
     route: fields.Id | None = Field(
         default=None, description="Pin the listener: all its calls belong to the route with this id."
+    )
+    allow: fields.Networks | None = Field(
+        default=None,
+        description="Addresses and networks whose callers may call, or `any`. Required where bind is not "
+        "loopback; by default loopback callers may.",
+    )
+    origins: fields.Origins = Field(
+        default=frozenset(),
+        description="Origins of web pages that may make a browser call, or `any`; none by default.",
+        json_schema_extra={"default": []},
+    )
+    mode: fields.SocketMode = Field(
+        default=callers.DEFAULT_MODE,
+        description="Of a unix socket's file: who may open it may call.",
+        json_schema_extra={"default": "0660"},
     )
 
 

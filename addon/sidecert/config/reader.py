@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecert.config.binds import Bind, bind
+from sidecert.config.callers import troubles
 from sidecert.config.checker import Checker
 from sidecert.config.mistake import Mistake, nearest, shown
 from sidecert.config.models import (
@@ -140,7 +141,7 @@ class Reader:
             self._checker.add(path, wrong, f"give routes[{index}] an upstream.host, or pin another route")
 
     def _overlaps(self) -> None:
-        """No two addresses may need one socket; a listener that is open to the network is worth a warning."""
+        """No two addresses may need one socket, and each listener says who may call."""
         seen: dict[tuple[str, object], list[tuple[KeyPath, Bind]]] = {}
         for path, address in self._binds():
             others = seen.setdefault((address.kind, address.port or address.path), [])
@@ -158,12 +159,10 @@ class Reader:
                 wrong = f"{shown(address.label)} {verb} {self._whose(*clash)}"
                 self._checker.add(path, wrong, "use another port or path")
             others.append((path, address))
-            if path[0] == "listeners" and not address.loopback:
-                wrong = (
-                    f"{shown(address.label)} is open to the network: whoever reaches it can call with these"
-                )
-                right = "bind 127.0.0.1, unless something else keeps others out"
-                self._checker.add(path, f"{wrong} certificates", right, warning=True)
+            if path[0] == "listeners" and len(path) == 3:
+                raw = self._sections["listeners"][path[1]]
+                for each in troubles(address, raw.get("allow"), "mode" in raw):
+                    self._checker.add((*path[:2], each.key), each.wrong, each.right, each.warning)
 
     def _whose(self, path: KeyPath, address: Bind) -> str:
         if path[0] in self._source.root:

@@ -27,12 +27,13 @@ IDENTITY: Final = 9  # says who the TLS caller was: only sidecert's own certific
 COOKIE: Final = 10
 OTHER_PATH: Final = 11  # names another path than the one that was routed
 OTHER_METHOD: Final = 12  # names another method; passed on where that one may be called too
+PAGE: Final = 13  # Origin, Sec-Fetch-Site: a browser says which page had it send the request; passed on
 # The kinds from here on concern answers only. In requests they mean nothing and are passed on.
-OUTCOME: Final = 13  # Sidecert-Outcome, which marks sidecert's own answers only
-LOCATION: Final = 14  # Location, Content-Location: an address, which may be the upstream's own
-REFRESH: Final = 15
-SET_COOKIE: Final = 16
-TLS_ONLY: Final = 17  # dropped: says how to reach the upstream by TLS, which the caller does not do
+OUTCOME: Final = 14  # Sidecert-Outcome, which marks sidecert's own answers only
+LOCATION: Final = 15  # Location, Content-Location: an address, which may be the upstream's own
+REFRESH: Final = 16
+SET_COOKIE: Final = 17
+TLS_ONLY: Final = 18  # dropped: says how to reach the upstream by TLS, which the caller does not do
 
 _NAMED: Final = {
     b"host": HOST,
@@ -54,6 +55,8 @@ _NAMED: Final = {
 # Unlike those above these frame nothing, so what looks like one of them (Set_Cookie) is passed on as it is.
 _ABOUT_THE_CALLER: Final = {
     b"cookie": COOKIE,
+    b"origin": PAGE,
+    b"sec-fetch-site": PAGE,
     b"location": LOCATION,
     b"content-location": LOCATION,
     b"refresh": REFRESH,

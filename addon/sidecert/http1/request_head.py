@@ -24,6 +24,7 @@ from sidecert.http1.hopbyhop import (
     OTHER_METHOD,
     OUTCOME,
     OWS,
+    PAGE,
     TRANSFER_ENCODING,
     UPGRADE,
     connection_options,
@@ -46,6 +47,7 @@ from sidecert.http1.malformed import (
     too_many_headers,
     unknown_method,
 )
+from sidecert.http1.pages import page_elsewhere
 from sidecert.http1.request_target import read_authority, read_target
 from sidecert.memo import Memo
 
@@ -55,8 +57,9 @@ class RequestHead:
 
     `body` is its framing. `host` and `port` are as sent (absolute-form wins over Host; IPv6 without brackets;
     None only in HTTP/1.0 without Host). `path` is raw, without the query. `other_methods` are those that
-    headers name, which some services execute in the place of `method`. `lines` is what goes upstream: the
-    request line, then header lines; `host_at` is Host's place in it, 0 for none.
+    headers name, which some services execute in the place of `method`. `page` is the origin of a web page
+    elsewhere that may have had it sent (`pages`), None for what a tool sends. `lines` is what goes upstream:
+    the request line, then header lines; `host_at` is Host's place in it, 0 for none.
 
     Never changed once it is read: calls with the same head share it.
     """
@@ -74,6 +77,7 @@ class RequestHead:
         "minor",
         "origin_target",
         "other_methods",
+        "page",
         "path",
         "port",
         "scheme",
@@ -94,6 +98,7 @@ class RequestHead:
     host: str | None
     port: int | None
     path: bytes
+    page: str | None
     other_methods: tuple[bytes, ...]
     origin_target: bytes
     lines: list[bytes]
@@ -191,12 +196,14 @@ def _read_request(raw: bytes) -> RequestHead:
     keep = kept.append
     head.host_at = 0
     head.other_methods = ()
+    head.page = None
     host = None
     lengths: list[bytes] = []
     codings: list[bytes] = []
     expect = False
     options: list[bytes] = []
     upgrade: list[bytes] = []
+    page: list[tuple[bytes, bytes]] = []
     for line in lines:
         name, _, value = line.partition(b":")
         kind = KINDS[name]
@@ -227,6 +234,9 @@ def _read_request(raw: bytes) -> RequestHead:
         elif kind == OTHER_METHOD:
             head.other_methods += (value.strip(OWS).upper(),)
             keep(line)
+        elif kind == PAGE:
+            page.append((name, value.strip(OWS)))
+            keep(line)
     head.body = 0
     if lengths or codings:
         try:
@@ -237,6 +247,8 @@ def _read_request(raw: bytes) -> RequestHead:
         head.host, head.port = read_authority(host)
     else:
         _set_host(head, authority, host)
+    if page:
+        head.page = page_elsewhere(page, head.scheme, head.host, head.port)
     head.expect_continue = expect and head.body != 0
     head.keep_alive = minor == 1
     head.upgrade = None

@@ -28,6 +28,7 @@ from sidecert.http1.hopbyhop import (
     OTHER_METHOD,
     OTHER_PATH,
     OWS,
+    PAGE,
     REFRESH,
     SET_COOKIE,
     TRANSFER_ENCODING,
@@ -60,6 +61,7 @@ _ONLY_IN_REQUESTS: Final = (
     COOKIE,
     OTHER_PATH,
     OTHER_METHOD,
+    PAGE,
 )  # mean nothing in an answer
 _SPECIAL: Final = (LOCATION, SET_COOKIE, REFRESH)
 # Some CDNs name these in Connection. Harmless: sidecert frames what it sends itself.
