@@ -276,7 +276,8 @@ def ends(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothEnd
 def inspected_ends(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothEnds]:
     """The same inside mitmdump, where every call is shown to an addon that changes nothing."""
     with tls_recorder(pki.upstream, pki.trust) as upstream:
-        spec = config([route("orders", upstream, trust=pki.trust)], pki.credentials)
+        listeners = [{"bind": "127.0.0.1:0", "origins": "any"}]
+        spec = config([route("orders", upstream, trust=pki.trust)], pki.credentials, listeners=listeners)
         with inspecting(tmp_path_factory.mktemp("inspected"), spec) as tool:
             yield BothEnds([tool.listener], upstream)
 

@@ -98,7 +98,11 @@ def test_every_address_that_cannot_be_had_is_named(pki: Pki, peers: Peers, sidec
         with pytest.raises(StartFailed) as failed:
             sidecar(
                 route("orders", peers.closed_port(), trust=pki.trust),
-                listeners=[{"bind": taken}, {"bind": "127.0.0.1:0"}, {"bind": "192.0.2.1:80", "allow": "any"}],
+                listeners=[
+                    {"bind": taken},
+                    {"bind": "127.0.0.1:0"},
+                    {"bind": "192.0.2.1:80", "allow": "any"},
+                ],
                 admin={"bind": admin},
             )
     assert failed.value.status == 2
