@@ -66,7 +66,7 @@ def test_connection_is_not_shared_with_another_trust(routes: Crowd) -> None:
         token = routes.token()
         with Caller(routes.address("untrusting")) as caller:
             for name in ("untrusting", lax, "untrusting"):
-                answer = caller.get(f"http://{name}.test/{token}")
+                answer = caller.get(f"http://{name}.test/?{token}")
                 trusted = name != "untrusting"
                 assert answer.status == (200 if trusted else 502)
                 assert answer.header("Sidecert-Outcome") == (None if trusted else "server_untrusted")
@@ -80,7 +80,7 @@ def test_connection_is_not_shared_with_another_server_name(routes: Crowd) -> Non
     token = routes.token()
     with Caller(routes.address("misnamed")) as caller:
         for _ in range(3):
-            outcome = caller.get(f"http://misnamed.test/{token}").header("Sidecert-Outcome")
+            outcome = caller.get(f"http://misnamed.test/?{token}").header("Sidecert-Outcome")
             assert outcome == "server_name_mismatch"
             assert caller.get("http://named.test/").status == 200
     assert not routes.seen(token)

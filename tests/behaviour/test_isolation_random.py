@@ -68,7 +68,7 @@ class Made:
 
     @property
     def target(self) -> str:
-        return f"{'/p' if self.name == 'path' else ''}/{self.kind}/{self.token}"
+        return f"{'/p' if self.name == 'path' else ''}/{self.kind}?{self.token}"
 
     def head(self, length: int = 0) -> bytes:
         host = HOSTS.get(self.name, "localhost")
@@ -139,11 +139,12 @@ class Sharing(RuleBasedStateMachine):
 
     def answer(self, exchange: Exchange) -> None:
         """The upstream's: as the call's path says."""
-        *_, kind, token = exchange.seen.target.split("/")
+        path, _, token = exchange.seen.target.partition("?")
+        kind = path.rpartition("/")[2]
         exchange.read_body()
         if kind == "held":
             assert self.gates[token].wait(30)
-        if kind == "die" and sum(each.target.endswith("/" + token) for each in self.upstream.requests) == 1:
+        if kind == "die" and sum(each.target.endswith("?" + token) for each in self.upstream.requests) == 1:
             exchange.cut()
         elif kind == "close":
             fixed(b"bye", 200, ("Connection", "close"))(exchange)
@@ -354,7 +355,7 @@ class Sharing(RuleBasedStateMachine):
             self.read += 1
             self.places[seen.connection] += 1
             self.totals["requests"] += 1
-            call = self.made[seen.target.rpartition("/")[2]]
+            call = self.made[seen.target.partition("?")[2]]
             assert seen.target == call.target
             assert seen.fingerprint in call.allowed, f"{call} arrived as {seen.subject}"
             assert not seen.resumed
@@ -418,7 +419,7 @@ def test_every_call_arrives_under_its_routes_identity(pki: Pki) -> None:
         Sharing,
         settings=settings(
             max_examples=rounds(4, 60),
-            stateful_step_count=rounds(50, 150),
+            stateful_step_count=rounds(40, 150),
             phases=[Phase.generate],
             database=None,
             suppress_health_check=list(HealthCheck),

@@ -208,7 +208,7 @@ class Driver(threading.Thread):
         talker.read_body(answer, call.method)
         call.outcome = answer.header("Sidecert-Outcome") or ""
         if call.outcome:
-            assert answer.status in (502, 504) or call.outcome == "draining", answer
+            assert answer.status in (502, 504) or call.outcome in ("draining", "circuit_open"), answer
             call.ended = "own"
         else:
             assert answer.header("X-Name") == call.name, f"the answer of {answer.header('X-Name')}"
@@ -271,11 +271,11 @@ def retries(running: Sidecar, name: str = "orders") -> float:
     return found
 
 
-def draw_plan(count: int) -> Plan:
+def draw_plan(count: int, kind: type[Plan] = Plan) -> Plan:
     """In continuous integration the same one for the same code, everywhere else a new one each time."""
     seed = 0 if os.environ.get("CI") else random.randrange(1 << 32)
     print(f"seed {seed}")
-    return Plan(seed, [f"{name}.test" for name in NAMES], count)
+    return kind(seed, [f"{name}.test" for name in NAMES], count)
 
 
 @contextmanager
@@ -420,6 +420,37 @@ def test_nor_does_it_while_the_config_is_reloaded(
             assert running.metric("sidecert_requests_in_progress", route=name) == 0
         print(f"{rotator.reloads} reloads")
         assert rotator.reloads > 5
+
+
+class Failing(Plan):
+    """Four connections in a row end before they are open, four do not; and all the other deaths."""
+
+    def of_connection(self, number: int) -> Death | None:
+        return Death("accept", "rst" if number % 2 else "fin") if number % 8 < 4 else None
+
+
+@pytest.mark.long_form(seconds=900)
+def test_nor_does_it_while_circuits_open_and_close(sidecar: StartSidecar, pki: Pki) -> None:
+    """Upstreams that fail again and again: what an open circuit answers was not sent, nor is a GET that meets
+    one on its second try, and the counters tell each that was."""
+    plan = draw_plan(rounds(400, 5_000), Failing)
+    with upstreams(plan, pki) as found:
+        fast = {"failures": 2, "pause": "10ms"}
+        running = sidecar(
+            *(each | {"upstream": each["upstream"] | {"circuit": fast}} for each in routes(found, pki))
+        )
+        carry_out(plan, running.listener, found)
+        for name, upstream in found.items():
+            again = judge_all(plan, name, upstream)
+            reused = sum(each.place > 1 for arrivals in upstream.arrivals.values() for each in arrivals)
+            unseen = int(reuses(running, name)) - reused
+            assert 0 <= unseen <= upstream.blind
+            assert again <= retries(running, name) <= again + unseen
+            assert sum(running.outcomes(name).values()) == upstream.connections
+    answered = [call for call in plan.calls if call.outcome == "circuit_open"]
+    assert answered
+    arrived = sum(bool(found[call.host.removesuffix(".test")].arrivals.get(call.name)) for call in answered)
+    print(f"{len(answered)} calls met an open circuit, {arrived} of them on their second try")
 
 
 class LeftDriver(Driver):

@@ -37,7 +37,7 @@ class Member:
 
     def line(self, token: str) -> bytes:
         """The head of a call, for an origin server."""
-        head = f"{self.method} {self.path}{token} HTTP/1.1\r\nHost: {self.host}\r\n"
+        head = f"{self.method} {self.path}?{token} HTTP/1.1\r\nHost: {self.host}\r\n"
         return f"{head}{'Content-Length: 0' if self.method == 'POST' else 'X: x'}\r\n\r\n".encode()
 
     def check(self, seen: Seen, default_host: str) -> None:
@@ -58,12 +58,13 @@ class Crowd:
     _tokens: Iterator[int] = field(default_factory=itertools.count)
 
     def token(self) -> str:
-        """A word for a call that no other call has."""
+        """A word for a call that no other call has. It goes into the query: where a path leads is remembered,
+        and what was remembered must be put to the test."""
         return f"t{next(self._tokens)}"
 
     def seen(self, token: str) -> list[Seen]:
         """How the upstream saw that call, each time it came."""
-        return [each for each in list(self.upstream.requests) if each.target.endswith("/" + token)]
+        return [each for each in list(self.upstream.requests) if each.target.endswith("?" + token)]
 
     def check(self, name: str, token: str) -> int:
         """Holds a call against its route; gives back the number of its connection."""
@@ -105,7 +106,7 @@ class Crowd:
     def _call(self, caller: Caller, name: str, token: str) -> None:
         member = self.members[name]
         body = b"" if member.method == "POST" else None
-        target = f"{member.path}{token}"
+        target = f"{member.path}?{token}"
         if member.listener == 0:
             target = f"http://{member.host}{target}"
         assert caller.call(member.method, target, body).status == 200
