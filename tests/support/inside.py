@@ -46,6 +46,20 @@ def generation(folder: Path, config: Mapping[str, Any], number: int = 1) -> Gene
     return build(path, number, {})
 
 
+def leftovers(plane: Plane) -> dict[str, Any]:
+    """What calls have left behind in `plane`, by what it is."""
+    found: dict[str, Any] = {"downstream connections": len(plane.connections)}
+    for name, pool in plane.pools.items():
+        idle = [connection for each in pool._idle.values() for connection in each]
+        found[f"{name} in progress"] = pool.stats.in_progress
+        found[f"{name} active"] = pool.stats.active
+        found[f"{name} idle beyond those there are"] = pool.stats.idle - len(idle)
+        found[f"{name} not idle"] = len(pool._connections) - len(idle)
+        found[f"{name} promised"] = pool._promised
+        found[f"{name} waiting"] = len(pool._waiters)
+    return {name: value for name, value in found.items() if value}
+
+
 class Inside:
     """A running data plane. `errors` holds what reached the loop's exception handler."""
 
@@ -88,19 +102,8 @@ class Inside:
 
     def leftovers(self) -> dict[str, Any]:
         """What calls have left behind, by what it is; nothing when all have ended in good order."""
-        found: dict[str, Any] = {
-            "downstream connections": len(self.plane.connections),
-            "tasks": [repr(task) for task in asyncio.all_tasks(self.loop) if not self._is_ours(task)],
-        }
-        for name, pool in self.plane.pools.items():
-            idle = [connection for each in pool._idle.values() for connection in each]
-            found[f"{name} in progress"] = pool.stats.in_progress
-            found[f"{name} active"] = pool.stats.active
-            found[f"{name} idle beyond those there are"] = pool.stats.idle - len(idle)
-            found[f"{name} not idle"] = len(pool._connections) - len(idle)
-            found[f"{name} promised"] = pool._promised
-            found[f"{name} waiting"] = len(pool._waiters)
-        return {name: value for name, value in found.items() if value}
+        tasks = [repr(task) for task in asyncio.all_tasks(self.loop) if not self._is_ours(task)]
+        return leftovers(self.plane) | ({"tasks": tasks} if tasks else {})
 
     def check_nothing_left(self, timeout: float = 3.0) -> None:
         """Waits until every call has ended in good order."""

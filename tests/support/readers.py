@@ -82,6 +82,22 @@ def canonical(data: bytes) -> list[Request]:
     return found
 
 
+def canonical_so_far(data: bytes) -> tuple[list[Request], bytes]:
+    """As `canonical`, of an upstream that did not get all: gives back the last one's part, too."""
+    found: list[Request] = []
+    while data:
+        try:
+            request, rest = _request(data, plain=True)
+        except Short:
+            break
+        except Unclear as stop:
+            raise AssertionError(f"{stop!r} in {data!r}") from stop
+        _check_plain(request)
+        found.append(request)
+        data = rest
+    return found, data
+
+
 def check_head(head: bytes) -> None:
     """Of a request that was given up half-way: its head at least can be read in one way only."""
     first, fields, _ = _head(head, _REQUEST_LINE)
@@ -113,6 +129,11 @@ def answers_in(data: bytes, methods: Sequence[bytes], ended: Ended) -> list[Repl
             f"{reader.__name__} reads {data!r} as {theirs}, not as {mine}"
         )
     return mine
+
+
+def replies_in(data: bytes, methods: Sequence[bytes], ended: Ended) -> list[Reply]:
+    """As `answers_in`, by the strictest of the readers alone, which is quick."""
+    return _all(_strictly, data, methods, ended)
 
 
 def _all(reader: object, data: bytes, methods: Sequence[bytes], ended: Ended) -> list[Reply]:
