@@ -366,6 +366,8 @@ class Exchange:
         connection = self._connection
         assert connection is not None
         assert self._pool is not None
+        if self.head.binds:
+            connection.reusable = False  # the next caller's call would be taken for this one's
         if self._asked_whole:
             connection.resume_reading()  # paused, it would never see the answer to another call
             self._pool.release(connection)

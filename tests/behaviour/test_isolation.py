@@ -419,6 +419,32 @@ def test_path_that_moves_to_another_route_moves_its_identity(
     assert len({seen.connection for seen in upstream.requests}) == 2
 
 
+@pytest.mark.parametrize(
+    ("authorization", "shared"),
+    [
+        ("Negotiate YWJj", False),
+        ("ntlm\tYWJj", False),
+        ("NTLM", False),
+        ("Basic YWJj", True),
+        ("Bearer a", True),
+    ],
+)
+def test_connection_that_somebody_has_authenticated_on_is_nobody_elses(
+    sidecar: StartSidecar, peers: Peers, pki: Pki, authorization: str, shared: bool
+) -> None:
+    """CVE-2015-3143 and CVE-2016-0755: NTLM and Negotiate say who calls for a connection, not for a call, and
+    curl gave the connection to others."""
+    upstream = peers.recorder()
+    running = sidecar(route("one", upstream, trust=pki.trust))
+    for headers in ({}, {"Authorization": authorization}, {}, {}):
+        assert running.get("http://one.test/", headers=headers).status == 200
+    before, his, after, last = [seen.connection for seen in upstream.requests]
+    assert upstream.requests[1].header("Authorization") == authorization
+    assert his == before
+    assert (after == his) is shared
+    assert last == after
+
+
 # -- redirects ---------------------------------------------------------------------------------------------
 
 

@@ -28,12 +28,13 @@ COOKIE: Final = 10
 OTHER_PATH: Final = 11  # names another path than the one that was routed
 OTHER_METHOD: Final = 12  # names another method; passed on where that one may be called too
 PAGE: Final = 13  # Origin, Sec-Fetch-Site: a browser says which page had it send the request; passed on
+AUTHORIZATION: Final = 14  # passed on; some schemes say who calls for the whole connection
 # The kinds from here on concern answers only. In requests they mean nothing and are passed on.
-OUTCOME: Final = 14  # Sidecert-Outcome, which marks sidecert's own answers only
-LOCATION: Final = 15  # Location, Content-Location: an address, which may be the upstream's own
-REFRESH: Final = 16
-SET_COOKIE: Final = 17
-TLS_ONLY: Final = 18  # dropped: says how to reach the upstream by TLS, which the caller does not do
+OUTCOME: Final = 15  # Sidecert-Outcome, which marks sidecert's own answers only
+LOCATION: Final = 16  # Location, Content-Location: an address, which may be the upstream's own
+REFRESH: Final = 17
+SET_COOKIE: Final = 18
+TLS_ONLY: Final = 19  # dropped: says how to reach the upstream by TLS, which the caller does not do
 
 _NAMED: Final = {
     b"host": HOST,
@@ -54,6 +55,7 @@ _NAMED: Final = {
 
 # Unlike those above these frame nothing, so what looks like one of them (Set_Cookie) is passed on as it is.
 _ABOUT_THE_CALLER: Final = {
+    b"authorization": AUTHORIZATION,
     b"cookie": COOKIE,
     b"origin": PAGE,
     b"sec-fetch-site": PAGE,

@@ -14,6 +14,7 @@ from sidecert.errors import Refusal
 from sidecert.http1.cookie_names import restore
 from sidecert.http1.framing import BodyError, framing
 from sidecert.http1.hopbyhop import (
+    AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
     COOKIE,
@@ -58,8 +59,9 @@ class RequestHead:
     `body` is its framing. `host` and `port` are as sent (absolute-form wins over Host; IPv6 without brackets;
     None only in HTTP/1.0 without Host). `path` is raw, without the query. `other_methods` are those that
     headers name, which some services execute in the place of `method`. `page` is the origin of a web page
-    elsewhere that may have had it sent (`pages`), None for what a tool sends. `lines` is what goes upstream:
-    the request line, then header lines; `host_at` is Host's place in it, 0 for none.
+    elsewhere that may have had it sent (`pages`), None for what a tool sends. `binds` is whether it says who
+    calls for the rest of the upstream connection too. `lines` is what goes upstream: the request line, then
+    header lines; `host_at` is Host's place in it, 0 for none.
 
     Never changed once it is read: calls with the same head share it.
     """
@@ -67,6 +69,7 @@ class RequestHead:
     __slots__ = (
         "_received",
         "_rendered",
+        "binds",
         "body",
         "expect_continue",
         "host",
@@ -99,6 +102,7 @@ class RequestHead:
     port: int | None
     path: bytes
     page: str | None
+    binds: bool
     other_methods: tuple[bytes, ...]
     origin_target: bytes
     lines: list[bytes]
@@ -109,6 +113,10 @@ class RequestHead:
         """All headers as received, hop-by-hop ones too, values without blanks around; made at each call."""
         return pairs(self._received)
 
+
+# Microsoft's schemes: an upstream takes whatever comes later on the connection for the same caller's
+# (RFC 4559 section 6; CVE-2015-3143 and CVE-2016-0755 in curl).
+_FOR_THE_CONNECTION: Final = frozenset((b"ntlm", b"negotiate", b"nego2", b"kerberos"))
 
 _known: Final = Memo[bytes, RequestHead]()
 
@@ -197,6 +205,7 @@ def _read_request(raw: bytes) -> RequestHead:
     head.host_at = 0
     head.other_methods = ()
     head.page = None
+    head.binds = False
     host = None
     lengths: list[bytes] = []
     codings: list[bytes] = []
@@ -233,6 +242,9 @@ def _read_request(raw: bytes) -> RequestHead:
             keep(line)
         elif kind == OTHER_METHOD:
             head.other_methods += (value.strip(OWS).upper(),)
+            keep(line)
+        elif kind == AUTHORIZATION:
+            head.binds = head.binds or (value.split(None, 1) or [b""])[0].lower() in _FOR_THE_CONNECTION
             keep(line)
         elif kind == PAGE:
             page.append((name, value.strip(OWS)))

@@ -16,6 +16,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from sidecert.errors import BadAnswer
 from sidecert.http1.framing import CHUNKED, UNTIL_CLOSE, BodyError, framing
 from sidecert.http1.hopbyhop import (
+    AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
     COOKIE,
@@ -55,6 +56,7 @@ _TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})\b", re.IGNOR
 _PHRASES: Final = {int(status): status.phrase.encode() for status in HTTPStatus}
 _NO_CONTROLS: Final = bytes(byte if byte >= 32 and byte != 127 else 32 for byte in range(256))
 _ONLY_IN_REQUESTS: Final = (
+    AUTHORIZATION,
     IDENTITY,
     HOST,
     EXPECT,
