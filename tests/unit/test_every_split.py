@@ -78,7 +78,10 @@ class Transport:
         return True
 
     def get_extra_info(self, name: str) -> Any:
-        return ("127.0.0.1", 40000)
+        return self if name == "socket" else ("127.0.0.1", 40000)
+
+    def fileno(self) -> int:
+        return -1
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
