@@ -45,6 +45,11 @@ class Request:
     def values(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.fields if key.lower() == name]
 
+    @property
+    def framed(self) -> bool:
+        """Whether it may have a body."""
+        return self.values(b"content-length") not in ([], [b"0"]) or bool(self.values(b"transfer-encoding"))
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -98,11 +103,13 @@ def canonical_so_far(data: bytes) -> tuple[list[Request], bytes]:
     return found, data
 
 
-def check_head(head: bytes) -> None:
+def check_head(head: bytes) -> Request:
     """Of a request that was given up half-way: its head at least can be read in one way only."""
     first, fields, _ = _head(head, _REQUEST_LINE)
     _framing(fields, 1)
-    _check_plain(Request(first[1], first[2], int(first[3]), tuple(fields), b""))
+    request = Request(first[1], first[2], int(first[3]), tuple(fields), b"")
+    _check_plain(request)
+    return request
 
 
 def _check_plain(request: Request) -> None:

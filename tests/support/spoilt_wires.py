@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +22,8 @@ from sidecert import sockets, upstream
 from sidecert.connect import NotConnected
 from sidecert.downstream import Downstream, accept
 from sidecert.exchange import Exchange
+from sidecert.http1 import AnswerReader
+from sidecert.http1.answer_reader import Events
 from sidecert.metrics import Metrics
 from sidecert.outcome import Ending, Observation, Stage
 from sidecert.plane import Listener, Plane
@@ -51,10 +54,16 @@ CALLS = (
     b"GET /a HTTP/1.1\r\nHost: orders.test\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     b"POST /a HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 9000\r\n\r\nab",
     b"GET /a HTTP/1.1\r\nHost: orders.test\r\n\r\n" * 3,
+    b"GET /a HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 2\r\n\r\nab",
 )
 
-SCRIPTS = (b"\0", b"\5\x00\x00\x00\x20\x20", b"\7\x10\x13\x20\x30\x90\x40\x88")
-"""Beginnings: all in one piece, in a few, and with time passing in between."""
+SCRIPTS = (
+    b"\0",
+    b"\5\x00\x00\x00\x20\x20",
+    b"\7\x10\x13\x20\x30\x90\x40\x88",
+    b"\3\xf0\x04\x0a",
+)
+"""Beginnings: in one piece, in a few, with time in between, with the end of a connection in its second use."""
 
 
 class Wire:
@@ -78,9 +87,12 @@ class Wire:
         while self.came and not self._paused and not self.closing:
             data = self.came.popleft()
             if data is not None:
-                self._protocol.data_received(data)
+                self._give(data)
             elif not self._protocol.eof_received():
                 self.close()
+
+    def _give(self, data: bytes) -> None:
+        self._protocol.data_received(data)
 
     def fill(self, full: bool) -> None:
         """The peer reads nothing, or all."""
@@ -182,7 +194,7 @@ class Plain:
         return []
 
 
-TICKET, CLOSE_NOTIFY, ALERT = b"\0ticket", b"\0close", b"\0alert"
+WORDS = TICKET, CLOSE_NOTIFY, ALERT = b"\0ticket", b"\0close", b"\0alert"
 
 
 class Far:
@@ -195,6 +207,8 @@ class Far:
         self.plain = bytearray()
         """What was sent to it as HTTP, before it switched protocols."""
         self.answered = 0
+        self.spoilt_at: int | None = None
+        """How much it had got when something came from it that nobody asked for, or that means nothing."""
 
     def fileno(self) -> int:
         return self._near.fileno()
@@ -213,10 +227,32 @@ class Far:
     getsockname = getpeername
 
 
+class Reader(AnswerReader):
+    """Remembers that it could not read on."""
+
+    __slots__ = ("lost",)
+
+    def feed(self, data: bytes) -> Events:
+        assert not getattr(self, "lost", False), "what came behind nonsense was read"
+        self.lost = True
+        events = super().feed(data)
+        self.lost = False
+        return events
+
+
 class UpstreamWire(Wire):
     """Tells what goes to it as HTTP from what goes through it."""
 
     far: Far
+
+    def _give(self, data: bytes) -> None:
+        connection = self.far.connection
+        idle = connection._exchange is None and data not in WORDS
+        super()._give(data)
+        if idle or getattr(connection.answer, "lost", False):
+            assert connection.ended, "a connection stays open on which nonsense has come"
+        if self.far.spoilt_at is None and (idle or connection.answer.rest):
+            self.far.spoilt_at = len(self.far.plain)
 
     def write(self, data: bytes) -> None:
         super().write(data)
@@ -247,8 +283,19 @@ class SpoiltWires:
         limits = {"connections": 3, "header_bytes": "2KiB", "header_timeout": "2s", "keepalive": "9s"}
         self._generation = generation(folder, config(routes, pki.credentials, limits=limits))
         self._listener = Listener("here", None, frozenset())
+        self._playing: _Play
+        self._patches = ExitStack()
+        for module, name, instead in (
+            (sockets, "monotonic", lambda: self._playing.loop.now),
+            (sockets, "_ask_kernel", _ask_kernel),
+            (upstream, "TlsStream", Plain),
+            (upstream, "AnswerReader", Reader),
+            (upstream, "connect", lambda *arguments: self._playing.connect(*arguments)),
+        ):
+            self._patches.enter_context(patch.object(module, name, instead))
 
     def close(self) -> None:
+        self._patches.close()
         log = logging.getLogger("sidecert")
         log.removeHandler(self._errors)
         log.setLevel(self._level)
@@ -286,19 +333,15 @@ class SpoiltWires:
         self._errors.found.clear()
         loop = StillLoop()
         for each in self._generation.routes.values():
-            each._upstreams.clear()
-            each._habits.clear()  # what was learned in the script before
-        with (
-            loop.running(),
-            patch.object(sockets, "monotonic", loop.time),
-            patch.object(sockets, "_ask_kernel", _ask_kernel),
-            patch.object(upstream, "TlsStream", Plain),
-        ):
-            play = _Play(loop, self._generation, self._listener, self._near, spoils_answers)
-            with patch.object(upstream, "connect", play.connect):
-                play.run(data)
+            for habits in each._habits.values():  # learned in the script before
+                habits.waits_for_us = habits.asks_afterwards = False
+        with loop.running():
+            self._playing = playing = _Play(
+                loop, self._generation, self._listener, self._near, spoils_answers=spoils_answers
+            )
+            playing.run(data)
         assert not self._errors.found, self._errors.found[0]
-        return play.judge()
+        return playing.judge()
 
 
 class _Errors(logging.Handler):
@@ -331,6 +374,8 @@ class _Call:
         self.wire = Wire(loop, self.connection)
         self.said = bytearray()
         self.methods: list[bytes] = []
+        self.left = False
+        """The caller went away, so what it got may be a part."""
         self.connection.connection_made(self.wire)  # type: ignore[arg-type]
 
 
@@ -338,9 +383,10 @@ class _Play:
     """One script."""
 
     def __init__(
-        self, loop: StillLoop, first: Any, listener: Listener, near: socket.socket, spoils_answers: bool
+        self, loop: StillLoop, first: Any, listener: Listener, near: socket.socket, *, spoils_answers: bool
     ) -> None:
-        self._loop, self._listener, self._near = loop, listener, near
+        self.loop = self._loop = loop
+        self._listener, self._near = listener, near
         self._spoils_answers = spoils_answers
         loop.connect = self._connected
         self._plane = Plane(_METRICS)
@@ -348,12 +394,15 @@ class _Play:
         self._plane.make_exchange = self._make
         self._calls: list[_Call] = []
         self._fars: list[Far] = []
+        self._begun: Counter[tuple[bytes, bool]] = Counter()
+        """The requests that were taken, by method and whether they have a body."""
         self._switched = False
         self._silent = self._refuses = self._slow = False
         self._asks = b""
 
     def _make(self, plane: Plane, caller: Any, head: Any) -> Exchange:
         self._calls[-1].methods.append(head.method)
+        self._begun[head.method, head.body != 0] += 1
         return Exchange(plane, caller, head)
 
     # -- the upstream ----------------------------------------------------------------------------------
@@ -452,6 +501,7 @@ class _Play:
             self._loop.settle()
             self._go_on()
         elif kind == 14:
+            call.left = True
             call.wire.lose(BREAKS[amount & 1])
         elif call.wire.closing and len(self._calls) < 4:
             self._call()
@@ -506,21 +556,33 @@ class _Play:
             assert call.wire.lost, "the call hangs"
         for far in self._fars:
             assert far.wire.closing, "a connection is forgotten"
-        forwarded = [each for far in self._fars for each in _forwarded(far)]
+            assert far.spoilt_at is None or far.spoilt_at == len(far.plain), "a spoilt connection was used"
         self._switched = any(far.connection._tunnel for far in self._fars)
-        self._judge_requests(forwarded)
+        self._judge_requests()
         return self._judge_answers()
 
-    def _judge_requests(self, forwarded: list[readers.Request]) -> None:
-        """Each is one that its caller sent, and in that order: nothing is made out of a part of another."""
+    def _judge_requests(self) -> None:
+        """Each is one that its caller sent, and none is sent twice unless it is safe to."""
+        whole: Counter[tuple[bytes, bytes]] = Counter()
+        sent: Counter[tuple[bytes, bool]] = Counter()
+        for far in self._fars:
+            requests, part = readers.canonical_so_far(bytes(far.plain))
+            whole.update((request.method, request.body) for request in requests)
+            sent.update((request.method, request.framed) for request in requests)
+            if part:
+                given_up = readers.check_head(part)
+                sent[given_up.method, given_up.framed] += 1
+        for (method, framed), count in sent.items():
+            most = 2 if method in (b"GET", b"HEAD", b"OPTIONS") and not framed else 1
+            assert count <= most * self._begun[method, framed], (method, framed, count)
         if self._switched or self._spoils_answers:
             return
-        said: list[readers.Request] = []
-        for call in self._calls:
-            said += readers.requests_in(bytes(call.said))[0]
-        sent = iter((each.method, each.body) for each in said)
-        for request in forwarded:
-            assert any(one == (request.method, request.body) for one in sent), (request, said)
+        said = Counter(
+            (each.method, each.body)
+            for call in self._calls
+            for each in readers.requests_in(bytes(call.said))[0]
+        )
+        assert whole.keys() <= said.keys(), (whole, said)
 
     def _judge_answers(self) -> str:
         """One for each request at most, and one that says itself where it ends, or is cut."""
@@ -529,18 +591,8 @@ class _Play:
             data = bytes(call.wire.written)
             if self._switched:
                 continue
-            ended: readers.Ended = "reset" if call.wire.reset else "close"
+            ended: readers.Ended = "reset" if call.wire.reset or call.left else "close"
             # what could not be read has no method, and is answered last
             replies = readers.replies_in(data, [*call.methods, b"GET"], ended)
             statuses += [str(reply.status) for reply in replies]
         return " ".join(statuses[:3]) or ("tunnel" if self._switched else "nothing")
-
-
-def _forwarded(far: Far) -> list[readers.Request]:
-    """The whole requests that an upstream got; of one that was given up, the head must be whole."""
-    whole, rest = readers.canonical_so_far(bytes(far.plain))
-    if rest:
-        head, end, _ = rest.partition(b"\r\n\r\n")
-        assert end, f"half a head was sent: {rest!r}"
-        readers.check_head(head + end)
-    return whole
