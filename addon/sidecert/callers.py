@@ -80,23 +80,6 @@ class Callers:
 LOOPBACK_ONLY = Callers("this listener", _LOOPBACK)
 
 
-class Sparing:
-    """Picks which of many lines alike the log gets: one a second, so that no flood fills a disk."""
-
-    def __init__(self) -> None:
-        self._until = 0.0
-        self._left_out = 0
-
-    def left_out(self, now: float) -> int | None:
-        """How many were left out before this one; None where it is left out too. `now` is in seconds."""
-        if now < self._until:
-            self._left_out += 1
-            return None
-        self._until = now + 1.0
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address as rules are written: without its zone, IPv4 as IPv4."""
     try:

@@ -76,7 +76,7 @@ class Try:
 
     def told(self, seen: Observation, outcome: Outcome) -> None:
         """The verdict, which may also come some time after the connection is in use."""
-        if outcome is Outcome.UNDECIDED:
+        if outcome is Outcome.UNDECIDED or seen.ours:
             self.left()
         elif outcome is Outcome.OK:
             self._circuits.succeeded(self._upstream)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import ipaddress
 import os
 import socket
@@ -55,7 +56,13 @@ async def connect(upstream: Upstream, seen: Observation) -> socket.socket:
         raise NotConnected from exc
     except OSError as exc:
         seen.ending, seen.error = Ending.FAILED, _words(exc)
+        if not isinstance(exc, socket.gaierror) and exc.errno in _OURS:
+            seen.ours, seen.stage = True, Stage.CONNECTING  # no name server is to blame either
         raise NotConnected from exc
+
+
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+"""What says that this machine lacks something: the last of them that no port is left to call from."""
 
 
 def _words(error: OSError) -> str:
@@ -115,8 +122,19 @@ def _no_room(wrong: str) -> Refusal:
 def _ask(asked: concurrent.futures.Future[_Found], host: str, port: int) -> None:
     try:
         asked.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except socket.gaierror as exc:
+        asked.set_exception(_lack_of_descriptors() or exc)
     except Exception as exc:
         asked.set_exception(exc)
+
+
+def _lack_of_descriptors() -> OSError | None:
+    """The error of whoever wants one now. getaddrinfo, which needs some, says that there is no such name."""
+    try:
+        socket.socket().close()
+    except OSError as exc:
+        return exc
+    return None
 
 
 async def _resolve(host: str, port: int, chosen_through: str | None) -> list[_Address]:

@@ -7,7 +7,6 @@ import ipaddress
 import logging
 import socket
 import struct
-from time import monotonic
 from typing import cast
 
 from sidecert import answers, calllog, refusals
@@ -17,6 +16,7 @@ from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
 from sidecert.plane import DRAIN_GRACE, Listener, Plane
 from sidecert.sockets import Outflow, is_among_the_last, unread
+from sidecert.sparing import REPEATED
 from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
@@ -466,8 +466,8 @@ class Downstream(asyncio.Protocol):
         request_id = calllog.new_request_id()
         self._plane.metrics.denied(refusal.outcome)
         left_out: int | None = 0
-        if self._checked_by is None:  # anybody can connect, as often as they like
-            left_out = self._plane.strangers_logged.left_out(monotonic())
+        if self._checked_by is None or refusal.outcome in REPEATED:
+            left_out = self._plane.connections_refused.left_out(refusal.outcome)
         if left_out is not None:
             call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.addresses()[0])
             calllog.refused(refusal, call, None, left_out=left_out)

@@ -34,6 +34,7 @@ from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
 from sidecert.rewriting import rewrite
 from sidecert.sockets import Outflow
+from sidecert.sparing import REPEATED
 from sidecert.timers import Deadline
 from sidecert.upstream import NotOpened, UpstreamConnection
 
@@ -435,7 +436,7 @@ class Exchange:
         self._plane.metrics.denied(refusal.outcome)
         if self._pool is not None:
             self._pool.stats.failed(refusal.outcome, refusal.detail, refusal.remedy)
-        calllog.refused(refusal, self._call(), self.upstream)
+        self._log_refused(refusal)
         self._end(refusal.status)
         self._let_go()
         self._caller.refuse(refusal, self)
@@ -493,6 +494,13 @@ class Exchange:
         """Who called whom, for the log."""
         caller = self._caller
         return calllog.call(self.head, self.name_request(), caller.listener.label, caller.addresses()[0])
+
+    def _log_refused(self, refusal: Refusal) -> None:
+        left_out: int | None = 0
+        if self._pool is not None and refusal.outcome in REPEATED:
+            left_out = self._pool.refused.left_out(refusal.outcome)
+        if left_out is not None:
+            calllog.refused(refusal, self._call(), self.upstream, left_out=left_out)
 
     def _upstream_seen(self, connection: UpstreamConnection | None) -> tuple[Upstream, Observation | None]:
         """Whom the call went to, and what was seen of its connection."""

@@ -83,6 +83,8 @@ class Observation:
     ending: Ending = Ending.NONE
     error: str = ""
     """OpenSSL's reason or the operating system's words."""
+    ours: bool = False
+    """The error is this machine's, and says nothing of the upstream: it had no descriptor, port or memory."""
     addresses: tuple[str, ...] = ()
     """The addresses that were tried, in order."""
     tls_version: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sidecert.callers import LOOPBACK_ONLY, Callers, Sparing
+from sidecert.callers import LOOPBACK_ONLY, Callers
 from sidecert.config import RouteConfig
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Generation, Upstream
@@ -16,6 +16,7 @@ from sidecert.http1 import RequestHead, RequestParser
 from sidecert.memo import Memo
 from sidecert.metrics import Metrics
 from sidecert.pool import Pool
+from sidecert.sparing import Sparing
 from sidecert.timers import Timers
 from sidecert.words import shown
 
@@ -65,7 +66,8 @@ class Plane:
         self.connections: set[CallerConnection] = set()
         self.leaving: set[CallerConnection] = set()
         """Those that were refused for want of room, or for their address, until they have read why."""
-        self.strangers_logged = Sparing()
+        self.connections_refused = Sparing()
+        """For the log: anybody can connect, as often as they like."""
         self.draining = False
         """Connections are to end with the calls that they carry."""
         self.expired = False

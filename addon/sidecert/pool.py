@@ -17,6 +17,7 @@ from sidecert.errors import Reason, Refusal
 from sidecert.generation import Route, Upstream
 from sidecert.http_verdict import Signature
 from sidecert.metrics import RouteStats
+from sidecert.sparing import Sparing
 from sidecert.timers import Deadline, Timers
 from sidecert.upstream import UpstreamConnection
 
@@ -39,6 +40,8 @@ class Pool:
     def __init__(self, route: Route, stats: RouteStats, timers: Timers) -> None:
         self.route = route
         self.stats = stats
+        self.refused = Sparing()
+        """For the log: of its calls that are refused."""
         self._limits = route.config.upstream.pool
         self._timeouts = route.config.upstream.timeouts
         self._now = timers.now

@@ -13,7 +13,7 @@ import yaml
 from support.certs import Pki
 from support.clients import Answer, Caller, Talker
 from support.lengths import rounds
-from support.peers import Peers
+from support.peers import Peers, closed_port
 from support.recorder import Exchange, TlsRecorder, fixed, head
 from support.sidecar import Sidecar, StartSidecar, route, sidecert
 
@@ -85,6 +85,36 @@ def test_answer_tells_what_the_last_attempt_said(
         5,
         10,
     )
+
+
+def test_many_calls_to_an_open_circuit_are_no_flood_of_lines(sidecar: StartSidecar, pki: Pki) -> None:
+    """Of 600 calls each is answered and counted, and is in the access log; of the words there is one line a
+    second, with the number of those left out. Another route's are told as before."""
+    with closed_port() as nobody:
+        circuit = {"failures": 1, "pause": "60s"}
+        running = sidecar(
+            route("orders", nobody, trust=pki.trust, circuit=circuit),
+            route("other", nobody, trust=pki.trust, circuit=circuit),
+            arguments=["--access-log"],
+        )
+        began = time.monotonic()
+        with Caller(running.listener) as caller:
+            assert outcome(caller.call("GET", URL)) == "connect_refused"
+            for _ in range(600):
+                assert outcome(caller.call("GET", URL)) == "circuit_open"
+            for said in ("connect_refused", "circuit_open"):
+                assert outcome(caller.call("GET", "http://other.test/")) == said
+            time.sleep(1.1)  # more than the second without a line
+            assert outcome(caller.call("GET", URL)) == "circuit_open"
+        seconds = time.monotonic() - began
+    lines = [line for line in running.events("refused") if line["outcome"] == "circuit_open"]
+    assert [line["route"] for line in lines].count("other") == 1
+    told = [line for line in lines if line["route"] == "orders"]
+    assert 2 <= len(told) <= seconds + 1
+    assert len(told) + sum(line.get("left_out", 0) for line in told) == 601
+    assert len([line for line in running.records if line["logger"] == "sidecert.access"]) == 604
+    assert running.metric("sidecert_denied_requests_total", reason="circuit_open") == 602
+    assert len(running.events("circuit_opened")) == 2
 
 
 def test_after_the_pause_one_call_tries_and_the_others_are_answered(

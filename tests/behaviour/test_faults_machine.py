@@ -86,6 +86,30 @@ def test_without_descriptors_calls_go_on_and_callers_are_told(
         assert kept.call("GET", "http://other.test/").status == 200
 
 
+def test_lack_of_descriptors_is_held_against_no_upstream(
+    sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """With none left 12 calls to routes that are fine fail, by address and by name. No circuit has opened:
+    once there are some again, the first call to each goes through."""
+    recorder = peers.recorder()
+    by_name = route("named", recorder, trust=pki.trust, circuit={"failures": 1, "pause": "60s"})
+    by_name["upstream"]["host"] = "localhost"
+    running = sidecar(
+        route("orders", recorder, trust=pki.trust, circuit={"failures": 1, "pause": "60s"}), by_name
+    )
+    with Caller(running.listener) as kept:
+        assert kept.call("GET", "http://none.test/").status == 403
+        _limit_descriptors(running, running.descriptors())
+        for name in ("orders", "named") * 6:
+            answer = kept.call("GET", f"http://{name}.test/")
+            assert (answer.status, answer.json()["outcome"]) == (502, "connect_failed")
+            assert "LimitNOFILE" in answer.json()["remedy"]
+        _limit_descriptors(running, 1000)
+        for name in ("orders", "named"):
+            assert kept.call("GET", f"http://{name}.test/").status == 200
+    assert running.events("circuit_opened") == []
+
+
 def _clock(folder: Path, offset: str) -> None:
     """What libfaketime reads anew at each look at the clock."""
     (folder / "clock").write_text(f"{offset}\n")

@@ -82,6 +82,21 @@ def test_success_in_between_begins_the_count_anew(clock: Clock) -> None:
     assert not clock.circuits.any_open()
 
 
+def test_what_this_machine_lacks_says_nothing_of_the_upstream(clock: Clock) -> None:
+    """No descriptor, no port: it neither opens nor closes a circuit, nor keeps the next call from trying."""
+    ours = Observation(ours=True)
+    for _ in range(10):
+        clock.circuits.begin(A).told(ours, Outcome.CONNECT_FAILED)
+    assert not clock.circuits.any_open()
+    clock.opened()
+    clock.now += PAUSE
+    for _ in range(3):
+        clock.circuits.begin(A).told(ours, Outcome.CONNECT_FAILED)
+    assert clock.circuits.any_open()
+    clock.fail()
+    assert clock.refusal().failures == 4
+
+
 def test_never_opens_where_the_config_says_so() -> None:
     """`failures: 0`."""
     clock = Clock(failures=0)

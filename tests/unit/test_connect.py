@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import threading
 import time
@@ -94,6 +96,42 @@ def test_refused(run: Any) -> None:
         seen, error = attempt(run, Place(peer.host, peer.port))
     assert isinstance(error, NotConnected)
     assert (seen.stage, seen.ending, seen.error) == (Stage.CONNECTING, Ending.REFUSED, "Connection refused")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH])
+def test_what_this_machine_lacks_is_told_from_what_the_network_says(
+    number: int, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor, or a port to call from; an upstream that is not reached is something else."""
+
+    async def end(address: Any) -> socket.socket:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sidecert.connect, "_attempt", end)
+    seen, failure = attempt(run, Place("127.0.0.1", 1))
+    assert isinstance(failure, NotConnected)
+    assert (seen.ending, seen.error) == (Ending.FAILED, os.strerror(number))
+    assert seen.ours is (number != errno.EHOSTUNREACH)
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_lookup_without_descriptors_is_no_missing_name(
+    lacking: bool, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """getaddrinfo says in both cases that there is no such name."""
+
+    def find(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    if lacking:
+        error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        monkeypatch.setattr(sidecert.connect, "_lack_of_descriptors", lambda: error)
+    seen, failure = attempt(run, Place("orders.test", 1))
+    assert isinstance(failure, NotConnected)
+    assert seen.ours is lacking
+    assert seen.stage is (Stage.CONNECTING if lacking else Stage.RESOLVING)
+    assert seen.error == (os.strerror(errno.EMFILE) if lacking else "Name or service not known")
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError])
