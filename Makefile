@@ -16,7 +16,7 @@ help:
 	@echo 'make demo     a look-alike service, the sidecar and a call through it (ARGS=--once: then end)'
 	@echo 'make test     all tests (ARGS: for pytest)'
 	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
-	@echo 'make fuzz     spoilt bytes and files, guided by coverage, a minute each (SECONDS=, TARGETS=); brings atheris'
+	@echo 'make fuzz     spoilt bytes and files, guided by coverage, a minute each (SECONDS=, TARGETS=downstream); brings atheris'
 	@echo 'make truth-table  addon/TRUTH_TABLE.md from what the tests see of real servers'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
 	@echo 'make docs     the pages that are made from the code: config/errors.md'

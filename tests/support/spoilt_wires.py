@@ -63,7 +63,7 @@ SCRIPTS = (
     b"\7\x10\x13\x20\x30\x90\x40\x88",
     b"\3\xf0\x04\x0a",
 )
-"""Beginnings: in one piece, in a few, with time in between, with the end of a connection in its second use."""
+"""Beginnings: in one piece, in a few, with time in between, and with the end of a connection used twice."""
 
 
 class Wire:
@@ -290,9 +290,12 @@ class SpoiltWires:
             (sockets, "_ask_kernel", _ask_kernel),
             (upstream, "TlsStream", Plain),
             (upstream, "AnswerReader", Reader),
-            (upstream, "connect", lambda *arguments: self._playing.connect(*arguments)),
+            (upstream, "connect", self._connect),
         ):
             self._patches.enter_context(patch.object(module, name, instead))
+
+    async def _connect(self, to: Any, seen: Observation) -> Far:
+        return await self._playing.connect(to, seen)
 
     def close(self) -> None:
         self._patches.close()
