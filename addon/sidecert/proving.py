@@ -98,7 +98,7 @@ class Canary:
         if not changed:
             return Proven(new, {})
         before = await _exchanged(new, changed)
-        trials = {id: _trials(id, old, new, before) for id in changed}
+        trials = {id: _trials(id, new, before) for id in changed}
         await self._try_all(trial for each in trials.values() for trial in each)
         held = {}
         for id, each in trials.items():
@@ -218,20 +218,40 @@ def _changed(old: Generation, new: Generation) -> dict[str, Credential]:
         before = old.credentials.get(id)
         if before is None or before.presented == credential.presented or not new.config.credentials[id].prove:
             continue
-        if time.time() < before.valid_until:
-            changed[id] = before
-        else:  # nothing is worse than an expired one, which nobody takes
+        if time.time() >= before.valid_until:  # nothing is worse than an expired one, which nobody takes
             _log_unproven(logging.INFO, id, ["the certificate before has expired"])
+        elif not _leads_where_it_did(id, old, new):
+            _log_unproven(logging.INFO, id, ["routes that use it are new, or lead elsewhere than before"])
+        else:
+            changed[id] = before
     return changed
 
 
-def _trials(id: str, old: Generation, new: Generation, before: Generation) -> list[_Trial]:
+def _leads_where_it_did(id: str, old: Generation, new: Generation) -> bool:
+    """Whether each route with credential `id` leads where it did under the certificate before: no other place
+    may ever see that one, since no config has sent it there."""
+    return all(
+        (known := old.routes.get(route.id)) is not None
+        and known.credential_id == id
+        and _place(known) == _place(route)
+        for route in new.routes.values()
+        if route.credential_id == id
+    )
+
+
+def _place(route: Route) -> object:
+    """Where a route leads, and who must be there."""
+    to = route.config.upstream
+    whom = (to.host, to.port, to.server_name, to.host_header, to.trust, to.tls)
+    return (route.config.match.host, route.config.private, whom)
+
+
+def _trials(id: str, new: Generation, before: Generation) -> list[_Trial]:
     """The distinct upstreams that credential `id` goes on being used for, as far as the config names them."""
     found: dict[object, _Trial] = {}
     for route in new.routes.values():
-        known = old.routes.get(route.id)
         host = _written_host(route)
-        if route.credential_id != id or known is None or known.credential_id != id or host is None:
+        if route.credential_id != id or host is None:
             continue
         upstream = route.upstream(host)
         settings = route.config.upstream

@@ -195,16 +195,44 @@ def test_no_call_is_lost_however_often_good_and_refused_certificates_take_turns(
 def test_all_else_of_the_reload_takes_effect(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
 ) -> None:
-    """Also for routes with the credential that is held back: they are called with the one before."""
+    """Other routes, and other settings of the routes with the credential that is held back."""
     first, strange = pki.ca.caller("first"), pki.other_ca.caller("strange")
     settings = route("one", recorder, trust=pki.trust, credential="me")
     one = Rotating(sidecar, tmp_path / "me", first, settings)
     strange.write(one.folder, "me")
-    more = route("two", recorder, trust=pki.trust, credential="me")
-    held_problem(one.change(lambda found: found["routes"].append(more)))
-    assert one.sidecar.get("http://two.test/").status == 200
-    assert [each.subject for each in recorder.requests] == ["first"]
+
+    def change(found: dict[str, Any]) -> None:
+        found["routes"][0]["upstream"]["timeouts"] = {"response": "7s"}
+        found["credentials"]["bob"] = pki.bob.config
+        found["routes"].append(route("two", recorder, trust=pki.trust, credential="bob"))
+
+    held_problem(one.change(change))
+    for host in ("one.test", "two.test"):
+        assert one.sidecar.get(f"http://{host}/").status == 200
+    assert [each.subject for each in recorder.requests] == ["first", "bob"]
     assert one.sidecar.metric("sidecert_config_generation") == 2
+
+
+@pytest.mark.parametrize("change", ["a route leads elsewhere", "a route is new"])
+def test_certificate_before_is_never_shown_where_no_config_has_sent_it(
+    sidecar: StartSidecar, recorder: TlsRecorder, peers: Peers, pki: Pki, tmp_path: Path, change: str
+) -> None:
+    """The new config has the new certificate for that place, and the old one did not have the place: it gets
+    the new one or nothing, although it refuses that and would take the one before."""
+    first, strange = pki.ca.caller("first"), pki.other_ca.caller("strange")
+    one = Rotating(sidecar, tmp_path / "me", first, route("one", recorder, trust=pki.trust, credential="me"))
+    other = peers.recorder()
+    there = route("two", other, trust=pki.trust, credential="me")
+    strange.write(one.folder, "me")
+    if change == "a route is new":
+        answer = one.change(lambda found: found["routes"].append(there))
+    else:
+        answer = one.change(lambda found: found.update(routes=[there | {"id": "one"}]))
+    assert answer.status == 200
+    assert one.sidecar.get("http://two.test/").json()["outcome"] == "client_cert_unknown_ca"
+    assert one.in_force(strange)
+    assert one.held_back == 0
+    assert other.requests == []
 
 
 def test_connections_of_a_credential_that_is_held_back_stay(

@@ -192,7 +192,6 @@ def test_the_same_upstream_is_asked_once_and_others_each(
         del wild["upstream"]["host"]
         stage.routes.append(wild)
         stage.plane.adopt(stage.load(files["first"]))
-        stage.routes.append(mine("new", Place(3), pki))
         tried = stage.answer(monkeypatch, accept)
         await stage.rotate(files["good"])
         assert {each.route.id for each in tried} == {"one", "port", "name", "tls", "trust"}
