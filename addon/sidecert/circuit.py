@@ -14,7 +14,7 @@ from collections.abc import Callable
 from sidecert.config import CircuitConfig
 from sidecert.errors import SidecertError
 from sidecert.generation import Upstream
-from sidecert.outcome import Observation, Outcome
+from sidecert.outcome import Observation, Outcome, is_certain
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class Try:
 
     def told(self, seen: Observation, outcome: Outcome) -> None:
         """The verdict, which may also come some time after the connection is in use."""
-        if outcome is Outcome.UNDECIDED or seen.ours:
+        by_call = seen.request_sent and not is_certain(seen)  # it may have been the request that it closed for
+        if outcome is Outcome.UNDECIDED or seen.ours or by_call:
             self.left()
         elif outcome is Outcome.OK:
             self._circuits.succeeded(self._upstream)

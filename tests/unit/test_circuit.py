@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from sidecert import circuit
 from sidecert.circuit import CircuitOpen, Circuits, Try
 from sidecert.config import CircuitConfig
-from sidecert.outcome import Observation, Outcome
+from sidecert.outcome import Ending, Observation, Outcome, Stage
 from support.lengths import rounds
 
 FAILED = [outcome for outcome in Outcome if outcome not in (Outcome.OK, Outcome.UNDECIDED)]
@@ -151,6 +151,21 @@ def test_success_of_the_one_that_tries_closes_it(clock: Clock) -> None:
     clock.fail()
     clock.fail()
     clock.circuits.begin(A)
+
+
+def test_close_that_a_request_may_have_brought_about_opens_nothing(clock: Clock) -> None:
+    """Or one caller, whose calls an upstream drops for their path, could shut all others out. A refusal in
+    words is one, whenever it came."""
+    for _ in range(9):
+        closed = Observation(stage=Stage.FINISHED_SENT, ending=Ending.EOF, request_sent=True)
+        clock.circuits.begin(A).told(closed, Outcome.CLIENT_CERT_REJECTED)
+    assert not clock.circuits.any_open()
+    for _ in range(3):
+        alert = Observation(
+            stage=Stage.FINISHED_SENT, ending=Ending.TLS, alert_received=48, request_sent=True
+        )
+        clock.circuits.begin(A).told(alert, Outcome.CLIENT_CERT_UNKNOWN_CA)
+    assert clock.circuits.any_open()
 
 
 @pytest.mark.parametrize("how", [lambda t: t.left(), lambda t: t.told(Observation(), Outcome.UNDECIDED)])
