@@ -4,8 +4,9 @@ Whoever logs gives a sentence and, through `extra`, the facts in it as fields. T
 own: under mitmdump it is all that is shown, since there mitmproxy's own handlers print it. Control
 characters come out escaped, so that no caller can forge a line. Only our own mistakes carry a traceback.
 
-Calls matter more than lines: a full disk, a reader that has gone or one that does not read costs lines, which
-are counted and told as soon as there is room, and never holds up the event loop.
+Calls matter more than lines: a full disk, or a pipe whose reader has gone or does not read, costs lines,
+which are counted and told as soon as there is room, and holds up no call. A file on a network file system
+that hangs, or a terminal that takes half a line, can: the system has no write to a file that does not wait.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -61,17 +63,27 @@ def _handler(stream: TextIO) -> logging.Handler:
 
 _MOST_WAITING = 1024 * 1024
 """Bytes of lines that wait for a reader; what comes beyond that is lost."""
-_ALWAYS_FITS = select.PIPE_BUF
-"""Bytes for which there is room wherever poll says that there is any (pipe(7))."""
+_AT_ONCE = select.PIPE_BUF
+"""Bytes for which a pipe has room where poll says that it has any (pipe(7)), so that the write returns."""
 _FAREWELL = 1.0
 """Seconds that the end of the process waits for the lines that are left."""
 
 
-class _Unhurried(logging.Handler):
-    """Writes to a file of the system, and leaves the waiting to a thread, which lives only as long as there
-    is something to wait for.
+@dataclass(slots=True)
+class _Line:
+    rest: bytes
+    """What is still to be written."""
+    size: int
+    lines: int = 1
+    """How many are lost with it: one that tells of lost ones stands for all of them."""
 
-    The descriptor is not made non-blocking: whoever shares it would find it so too.
+
+class _Unhurried(logging.Handler):
+    """Writes to a file of the system, and leaves the waiting for room to a thread, which lives only as long
+    as there is something to wait for.
+
+    Lines stand in a queue. One at a time writes them: whoever logs, or the thread while there is one. The
+    descriptor is not made non-blocking: whoever shares it would find it so too.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -82,93 +94,101 @@ class _Unhurried(logging.Handler):
         self._room = select.poll()
         self._room.register(self._file, select.POLLOUT)
         self._changed = threading.Condition()  # not the handler's lock, which `shutdown` holds at the end
-        self._waiting: deque[bytes] = deque()
+        self._queue: deque[_Line] = deque()
         self._size = 0
         self._lost = 0
-        self._thread: threading.Thread | None = None
+        self._torn = False
+        """Whether the file ends within a line."""
+        self._has_thread = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self._line(record)
+            line = self._format(record)
             with self._changed:
-                if self._thread is None:
-                    self._write_or_wait(line)
-                else:
-                    self._wait(line)
-        except Exception:
+                self._add(line)
+                if self._has_thread:
+                    return
+            self._write(wait=False)
+            with self._changed:
+                if self._queue:
+                    threading.Thread(target=self._wait_and_write, name="log", daemon=True).start()
+                    self._has_thread = True
+        except Exception:  # no thread can be had, say: the line stays in the queue, and the next one tries
             self.handleError(record)
 
     def flush(self) -> None:
         """Wait for the lines that are left, but not for long: the process ends."""
         with self._changed:
-            self._changed.wait_for(lambda: self._thread is None, _FAREWELL)
+            self._changed.wait_for(lambda: not self._has_thread, _FAREWELL)
 
-    def _line(self, record: logging.LogRecord) -> bytes:
+    def _format(self, record: logging.LogRecord) -> bytes:
         return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
 
-    def _write_or_wait(self, line: bytes) -> None:
-        told = self._lost
-        rest = self._told_loss() + line
-        try:
-            while rest and self._room.poll(0) and (written := self._write(rest)):
-                rest = rest[written:]
-        except OSError:
-            self._lost += 1  # and what was to be told of those before remains to be told
-            return
-        self._lost -= told
-        if rest:
-            self._wait(rest)
-            self._thread = threading.Thread(target=self._write_waiting, name="log", daemon=True)
-            self._thread.start()
-
-    def _wait(self, line: bytes) -> None:
-        if self._waiting and self._size + len(line) > _MOST_WAITING:
+    def _add(self, line: bytes) -> None:
+        if self._queue and self._size + len(line) > _MOST_WAITING:
             self._lost += 1
             return
-        self._waiting.append(line)
+        if self._torn and not self._queue:
+            line = b"\n" + line
+        self._queue.append(_Line(line, len(line)))
         self._size += len(line)
 
-    def _write_waiting(self) -> None:
-        while (line := self._next_waiting()) is not None:
-            try:
-                while line:
-                    self._room.poll()
-                    line = line[self._write(line) :]
-            except OSError:  # the reader has gone; the next line finds out whether there is another
-                with self._changed:
-                    self._lost += 1 + len(self._waiting)
-                    self._waiting.clear()
-                    self._size = 0
-
-    def _next_waiting(self) -> bytes | None:
-        """The line that is to be written next; None where there is none, and the thread ends."""
-        with self._changed:
-            if not self._waiting:
-                self._thread = None
-                self._changed.notify_all()
-                return None
-            line = self._waiting.popleft()
-            self._size -= len(line)
-            if not self._waiting:
-                line += self._told_loss()
-                self._lost = 0
-            return line
-
-    def _write(self, data: bytes) -> int:
-        """How much was written; nothing where somebody made the file non-blocking and took the room."""
+    def _wait_and_write(self) -> None:
         try:
-            return os.write(self._file, data[:_ALWAYS_FITS])
-        except BlockingIOError:
-            if threading.current_thread() is self._thread:
-                time.sleep(0.01)
-            return 0
+            self._write(wait=True)
+        except Exception:
+            self._end_thread()
 
-    def _told_loss(self) -> bytes:
-        if not self._lost:
-            return b""
-        text, fields = "%s lines of the log could not be written", {"event": "log_lost", "lines": self._lost}
-        record = _LOG.makeRecord(_LOG.name, logging.WARNING, "", 0, text, (self._lost,), None, None, fields)
-        return self._line(record)
+    def _write(self, *, wait: bool) -> None:
+        """Write the queue; without `wait` only what there is room for."""
+        while (line := self._next()) is not None:
+            try:
+                if not self._room.poll(None if wait else 0):
+                    return
+                written = line.rest[: os.write(self._file, line.rest[:_AT_ONCE])]
+            except BlockingIOError:  # somebody made the file non-blocking, and took the room
+                if not wait:
+                    return
+                time.sleep(0.01)
+            except (
+                OSError
+            ):  # the disk is full, or the reader has gone; the next line finds out if it still is
+                self._lose_queue()
+                return
+            else:
+                line.rest = line.rest[len(written) :]
+                self._torn = not written.endswith(b"\n")
+
+    def _next(self) -> _Line | None:
+        """The line to be written; None where all is written, and the thread ends."""
+        with self._changed:
+            if self._queue and not self._queue[0].rest:
+                self._size -= self._queue.popleft().size
+            if self._lost and not self._queue:
+                notice = self._format(_loss(self._lost))
+                self._queue.append(_Line(notice, len(notice), self._lost))
+                self._size, self._lost = len(notice), 0
+            if self._queue:
+                return self._queue[0]
+            self._end_thread()
+            return None
+
+    def _lose_queue(self) -> None:
+        with self._changed:
+            self._lost += sum(line.lines for line in self._queue)
+            self._queue.clear()
+            self._size = 0
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        with self._changed:
+            self._has_thread = False
+            self._changed.notify_all()
+
+
+def _loss(lines: int) -> logging.LogRecord:
+    text, fields = "%s lines of the log could not be written", {"event": "log_lost", "lines": lines}
+    return _LOG.makeRecord(_LOG.name, logging.WARNING, "", 0, text, (lines,), None, None, fields)
 
 
 class _Json(JsonFormatter):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
+import select
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -134,3 +139,145 @@ def test_a_log_whose_reader_has_gone_disturbs_nobody(capsys: pytest.CaptureFixtu
     logs.setup("info", Gone())
     logging.getLogger("sidecert").info("unheard")
     assert capsys.readouterr().err == ""
+
+
+class Pipe:
+    """A log that goes to a pipe."""
+
+    def __init__(self) -> None:
+        self._read, write = os.pipe()
+        os.set_blocking(self._read, False)
+        self._stream = open(write, "w")  # noqa: SIM115
+        logs.setup("info", self._stream)
+        (self._handler,) = logging.getLogger("sidecert").handlers
+
+    def say(self, words: str) -> None:
+        logging.getLogger("sidecert").info(words)
+
+    def fill(self) -> int:
+        """Lines until more than a pipe takes were logged."""
+        for number in range(40):
+            self.say(f"{number} " + "x" * 4000)
+        return 40
+
+    def text(self) -> bytes:
+        """What comes until nothing comes any more, and the log has nothing left."""
+        came = b""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                came += os.read(self._read, 1 << 20)
+            except BlockingIOError:
+                if (
+                    not getattr(self._handler, "_has_thread", False)
+                    and not select.select([self._read], [], [], 0)[0]
+                ):
+                    return came
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        self._stream.close()
+        os.close(self._read)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.text()
+    made.close()
+
+
+def messages(text: bytes) -> list[str]:
+    return [json.loads(line)["message"] for line in text.splitlines()]
+
+
+def test_log_goes_on_after_a_moment_without_threads(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines stay until a thread can be had, or there is room without one."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        count = pipe.fill()
+    first = pipe.text()
+    pipe.say("last")
+    whole = messages(first + pipe.text())
+    assert len(whole) == count + 1
+    assert [each.split()[0] for each in whole] == [*map(str, range(count)), "last"]
+
+
+def test_fault_in_the_thread_does_not_silence_the_log(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends, and the next line begins another."""
+    failed = threading.Event()
+
+    def fail(self: logs._Unhurried, *, wait: bool) -> None:
+        if wait:
+            failed.set()
+            raise ZeroDivisionError
+        write(self, wait=wait)
+
+    write = logs._Unhurried._write
+    with monkeypatch.context() as patch:
+        patch.setattr(logs._Unhurried, "_write", fail)
+        count = pipe.fill()
+        assert failed.wait(10)
+    first = pipe.text()
+    pipe.say("last")
+    assert len(messages(first + pipe.text())) == count + 1
+
+
+class Disk:
+    """Takes so many bytes more, and says then that it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 1 << 20
+        self._write = os.write
+        monkeypatch.setattr(logs.os, "write", self.write)
+
+    def write(self, file: int, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "full")
+        taken = self._write(file, data[: self.room])
+        self.room -= taken
+        return taken
+
+
+def test_half_a_line_is_not_glued_to_the_next(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk takes a part of a line; what comes after it, and the number of those lost, are whole."""
+    disk = Disk(monkeypatch)
+    pipe.say("whole")
+    disk.room = 10
+    pipe.say("cut")
+    pipe.say("lost")
+    disk.room = 1  # the end of the half line, and nothing of the next
+    pipe.say("lost too")
+    disk.room = 1 << 20
+    pipe.say("back")
+    lines = pipe.text().splitlines()
+    assert len(lines[1]) == 10
+    assert messages(b"\n".join([lines[0], *lines[2:]])) == [
+        "whole",
+        "back",
+        "3 lines of the log could not be written",
+    ]
+
+
+def test_number_of_lost_lines_is_kept_until_it_is_written(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line that tells it may be lost as well."""
+    disk = Disk(monkeypatch)
+    disk.room = 0
+    pipe.say("lost")
+    pipe.say("lost")
+    disk.room = len(
+        '{"time": "2026-11-23T00:00:00.000Z", "level": "info", "logger": "sidecert", "message": ""}\n'
+    )
+    pipe.say("")  # and no byte of what is to be told
+    assert messages(pipe.text()) == [""]
+    disk.room = 1 << 20
+    pipe.say("back")
+    assert messages(pipe.text()) == ["back", "2 lines of the log could not be written"]
