@@ -17,6 +17,7 @@ from sidecert.words import shown
 
 _LOOPBACK: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 _SHOWN_ORIGIN = 200  # characters
+_SHOWN_LIST = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Callers:
             raise Refusal.of(
                 Reason.CALLER_NOT_ALLOWED,
                 f"The caller's address, {_spelt(host)}, is none of those that may call on {self.label}.",
-                f"If it may call, add it to `allow` of the listener {self.label}: `allow: [{_spelt(host)}]`.",
+                f"If it may call, add it to `allow` of the listener {self.label}: "
+                f"`allow: [{_listed(*map(_network, self.allow), _spelt(host))}]`.",
             )
 
     def _allows(self, host: str) -> bool:
@@ -64,7 +66,7 @@ class Callers:
             detail = f"A web page of the origin {name} had this request sent, and it may not call here."
             remedy = (
                 f"If that page may call, add its origin to `origins` of the listener {self.label}: "
-                f"`origins: [{name}]`."
+                f"`origins: [{_listed(*sorted(self.origins), name)}]`."
             )
         else:
             detail = (
@@ -88,6 +90,15 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
+
+
+def _listed(*values: str) -> str:
+    """All of them, so that whoever copies the list shuts nobody out; of a long one its end."""
+    return ", ".join(values if len(values) <= _SHOWN_LIST else ("...", *values[-2:]))
+
+
+def _network(network: Network) -> str:
+    return str(network.network_address if network.num_addresses == 1 else network)
 
 
 def _spelt(host: str) -> str:

@@ -76,7 +76,9 @@ class Try:
 
     def told(self, seen: Observation, outcome: Outcome) -> None:
         """The verdict, which may also come some time after the connection is in use."""
-        by_call = seen.request_sent and not is_certain(seen)  # it may have been the request that it closed for
+        by_call = seen.request_sent and not is_certain(
+            seen
+        )  # it may have been the request that it closed for
         if outcome is Outcome.UNDECIDED or seen.ours or by_call:
             self.left()
         elif outcome is Outcome.OK:

@@ -257,7 +257,7 @@ class Pool:
             Reason.POOL_FULL,
             f"All {self._limits.max_connections} connections of route {self.route.id!r} are in use, {more}."
             f"{not_sent}",
-            "Call less at once, or raise `upstream.pool.max_connections` of the route.",
+            "Call less at once, or raise `max_connections` or `max_waiting` of the route's `upstream.pool`.",
             retry_after=1,
         )
 

@@ -41,6 +41,8 @@ class Trouble(NamedTuple):
 
 def listed(value: object, key: str, example: str) -> object:
     """The list behind a key that takes `any` in its place, not yet looked at one by one."""
+    if value == "*":
+        raise Mistake(f"{shown(value)} is not a list", f"write {key}: [{example}], or {key}: any for all")
     if isinstance(value, str):
         raise Mistake(f"{shown(value)} is a text, not a list", f"write {key}: [{value}], or {key}: any")
     if not isinstance(value, list | tuple | frozenset):
@@ -153,7 +155,7 @@ def troubles(address: Bind, allow: object, has_mode: bool) -> Iterator[Trouble]:
             f"{narrow}, for this machine alone"
         )
         yield Trouble("allow", f"{label} is open to the network, and nothing says who may call", right)
-    elif allow == ANY:
+    elif allow == ANY or (isinstance(allow, list) and any(str(each).endswith("/0") for each in allow)):
         wrong = f"{label} is open to the network: whoever reaches it can call with these certificates"
         right = "name the addresses that call, unless something else keeps others out"
         yield Trouble("allow", wrong, right, warning=True)
