@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from sidecert.config import CircuitConfig
 from sidecert.errors import SidecertError
@@ -60,6 +61,11 @@ class _Circuit:
         self.trying: Try | None = None
         """Whose verdict all others wait for."""
 
+    def is_forgotten(self, now: float) -> bool:
+        if not self.chosen or self.until is None or self.trying is not None:
+            return False
+        return now >= self.until + FORGOTTEN
+
     def error(self, now: float) -> CircuitOpen:
         wait = 0.0 if self.until is None else max(0.0, self.until - now)
         return CircuitOpen(self.seen, self.outcome, self.failures, now - self.at, wait)
@@ -95,12 +101,14 @@ class Try:
         self._circuits.left(self, self._upstream)
 
 
-class Circuits:
-    """Those of one pool, by host. `on_shut` is told of a host that calls must not wait for any more."""
+OnShut = Callable[[str, Callable[[], CircuitOpen]], None]
 
-    def __init__(
-        self, settings: CircuitConfig, now: Callable[[], float], on_shut: Callable[[str], None]
-    ) -> None:
+
+class Circuits:
+    """Those of one pool, by host. `on_shut` is told of a host that calls must not wait for any more, and given
+    what makes the error for each of them."""
+
+    def __init__(self, settings: CircuitConfig, now: Callable[[], float], on_shut: OnShut) -> None:
         self._failures = settings.failures
         self._pause = settings.pause
         self._now = now
@@ -109,11 +117,13 @@ class Circuits:
 
     def check(self, upstream: Upstream) -> None:
         """Raises CircuitOpen where an attempt must not be made now."""
-        circuit = self._circuits.get(upstream.host)
-        if circuit is not None and circuit.until is not None:
-            now = self._now()
-            if circuit.trying is not None or now < circuit.until:
-                raise circuit.error(now)
+        circuit, now = self._circuits.get(upstream.host), self._now()
+        if circuit is None or circuit.until is None:
+            return
+        if circuit.is_forgotten(now):
+            del self._circuits[upstream.host]
+        elif circuit.trying is not None or now < circuit.until:
+            raise circuit.error(now)
 
     def begin(self, upstream: Upstream) -> Try:
         """An attempt is made. Raises CircuitOpen, as `check` does."""
@@ -122,23 +132,14 @@ class Circuits:
         circuit = self._circuits.get(upstream.host)
         if circuit is not None and circuit.until is not None:
             circuit.trying = attempt
-            self._on_shut(upstream.host)
+            self._on_shut(upstream.host, partial(circuit.error, self._now()))
         return attempt
-
-    def reason(self, host: str) -> CircuitOpen:
-        """Why no attempt is made for a host that `on_shut` was told of."""
-        return self._circuits[host].error(self._now())
 
     def any_open(self) -> bool:
         """Whether the last attempts at one of the hosts failed, and none has succeeded since."""
         now = self._now()
-        for host, circuit in list(self._circuits.items()):
-            if circuit.until is None:
-                continue
-            if not circuit.chosen or circuit.trying is not None or now < circuit.until + FORGOTTEN:
-                return True
-            del self._circuits[host]
-        return False
+        open_ones = (each for each in self._circuits.values() if each.until is not None)
+        return not all(each.is_forgotten(now) for each in open_ones)
 
     # -- what a Try tells ------------------------------------------------------------------------------
 
@@ -152,7 +153,10 @@ class Circuits:
         """An attempt failed; one that was begun before the circuit opened says nothing new."""
         if not self._failures:
             return
-        circuit = self._circuits.pop(upstream.host, None) or _Circuit(upstream.chosen_by_caller)
+        now = self._now()
+        circuit = self._circuits.pop(upstream.host, None)
+        if circuit is None or circuit.is_forgotten(now):
+            circuit = _Circuit(upstream.chosen_by_caller)
         if len(self._circuits) >= MOST_HOSTS:
             del self._circuits[next(iter(self._circuits))]
         self._circuits[upstream.host] = circuit  # at the end, as the one that failed last
@@ -161,12 +165,12 @@ class Circuits:
             return
         circuit.trying = None
         circuit.failures += 1
-        circuit.seen, circuit.outcome, circuit.at = seen, outcome, self._now()
+        circuit.seen, circuit.outcome, circuit.at = seen, outcome, now
         if circuit.failures >= self._failures:
             circuit.until = circuit.at + self._pause
             if not was_open:
                 _log_opened(upstream, circuit, self._pause)
-            self._on_shut(upstream.host)
+            self._on_shut(upstream.host, partial(circuit.error, now))
 
     def stood(self, attempt: Try, upstream: Upstream) -> None:
         """The one that tries has a connection. All may try again; the next failure opens the circuit anew."""

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from math import inf
 
-from sidecert.circuit import Circuits, Try
+from sidecert.circuit import CircuitOpen, Circuits, Try
 from sidecert.errors import Reason, Refusal
 from sidecert.generation import Route, Upstream
 from sidecert.http_verdict import Signature
@@ -261,13 +262,12 @@ class Pool:
             retry_after=1,
         )
 
-    def _refuse_waiters(self, host: str) -> None:
+    def _refuse_waiters(self, host: str, error: Callable[[], CircuitOpen]) -> None:
         """The circuit has opened, or is tried by one: nobody waits to make an attempt at that host."""
         for waiter in [each for each in self._waiters if each[0].host == host]:
-            error = self._circuits.reason(host)
             self._waiters.remove(waiter)
             if not waiter[2].done():
-                waiter[2].set_exception(error)
+                waiter[2].set_exception(error())
 
     def _give_up(self, waiter: _Waiter) -> None:
         turn = waiter[2]

@@ -14,6 +14,7 @@ import random
 import signal
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ SLOW = 0.05  # seconds that every fifth answer takes
 
 def _answer(asked: Exchange) -> None:
     body = asked.read_body().target.encode()
-    if hash(body) % 5 == 0:
+    if zlib.crc32(body) % 5 == 0:
         time.sleep(SLOW)
     asked.send(head(200, ("Content-Length", str(len(body)))) + body)
 
@@ -137,8 +138,7 @@ def _one_connection_per_request(load: Load, address: Address, name: str) -> bool
     if talker is None:
         return False
     with talker:
-        talker.send(_get(name))
-        load.read(talker, [name], owed=not load.told.is_set(), fresh=True)
+        _ask(load, talker, [name], _get(name), fresh=True)
         return True
 
 

@@ -37,7 +37,11 @@ class Clock:
         self.now = 1000.0
         self.shut: list[str] = []
         config = CircuitConfig.model_validate({"failures": failures, "pause": "10s"})
-        self.circuits = Circuits(config, lambda: self.now, self.shut.append)
+        self.circuits = Circuits(config, lambda: self.now, self.shutting)
+
+    def shutting(self, host: str, error: Callable[[], CircuitOpen]) -> None:
+        self.shut.append(host)
+        assert error() is not error()
 
     def fail(self, upstream: Any = A, outcome: Outcome = Outcome.CONNECT_REFUSED) -> None:
         self.circuits.begin(upstream).told(Observation(error=outcome), outcome)
@@ -211,7 +215,13 @@ def test_name_that_a_caller_mistyped_is_not_told_as_open_for_ever(clock: Clock) 
     assert clock.circuits.any_open()
     clock.now += 1
     assert not clock.circuits.any_open()
+    assert clock.circuits._circuits, "to ask changes nothing"
+    clock.circuits.check(wrong)
     assert not clock.circuits._circuits
+    clock.opened(wrong)
+    clock.now += PAUSE + circuit.FORGOTTEN
+    clock.fail(wrong)
+    assert not clock.circuits.any_open(), "the count begins anew"
     clock.opened(A)
     clock.now += 1e9
     assert clock.circuits.any_open()
