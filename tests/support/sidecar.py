@@ -90,6 +90,8 @@ class Sidecar:
         self.path = folder / "sidecert.yaml"
         self.rewrite(config)
         self._log = folder / "stderr.log"
+        self._listened_to = 0  # bytes of the log
+        self._listening: list[Address] = []
         self._stopped = False
         self.addresses: dict[str, Address] = {}
         with self._log.open("wb") as output:
@@ -130,8 +132,21 @@ class Sidecar:
     @property
     def listeners(self) -> list[Address]:
         """The addresses of all listeners in the config's order, also where several share a bind string."""
-        records = [record for record in self.events("listening") if record["listener"] != "admin"]
-        return [_address(record["address"]) for record in records]
+        self._read_on()
+        return list(self._listening)
+
+    def _read_on(self) -> None:
+        """What the log has more about listeners than at the last look: it may be long."""
+        with self._log.open("rb") as log:
+            log.seek(self._listened_to)
+            lines = log.read()
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self._listened_to += len(lines)
+        for line in lines.splitlines():
+            if b'"listening"' in line:
+                record = _record(line.decode(errors="replace"))
+                if record.get("event") == "listening" and record["listener"] != "admin":
+                    self._listening.append(_address(record["address"]))
 
     @property
     def admin(self) -> Address:
