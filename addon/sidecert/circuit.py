@@ -105,8 +105,8 @@ OnShut = Callable[[str, Callable[[], CircuitOpen]], None]
 
 
 class Circuits:
-    """Those of one pool, by host. `on_shut` is told of a host that calls must not wait for any more, and given
-    what makes the error for each of them."""
+    """Those of one pool, by host. `on_shut` is told of a host that calls must not wait for any more, and
+    given what makes the error for each of them."""
 
     def __init__(self, settings: CircuitConfig, now: Callable[[], float], on_shut: OnShut) -> None:
         self._failures = settings.failures

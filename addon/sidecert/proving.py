@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
 from sidecert.credentials import Credential
 from sidecert.errors import Problem, Refusal
-from sidecert.explain import explain
+from sidecert.explain import Verdict, explain
 from sidecert.generation import Generation, Route, Upstream, with_credentials
 from sidecert.metrics import Proof
 from sidecert.outcome import Observation, Outcome
@@ -51,6 +51,8 @@ class _Trial:
     seen: Observation = field(default_factory=Observation)
     why: str = "not tried in time"
     """What proves nothing, where the result is unproven."""
+    before: Outcome | None = None
+    """Where it is refused: what came of the one before, if that was known in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,17 @@ class Held:
     problem: Problem
 
 
+_News = Callable[[], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Proven:
     """What may be put in force, and the credentials in it that keep the certificate before."""
 
     generation: Generation
     held: Mapping[str, Held]
+    news: Sequence[_News]
+    """What the log is to say once it is in force."""
 
 
 class Canary:
@@ -92,11 +99,14 @@ class Canary:
         return tuple(held.problem for held in self._held.values())
 
     async def prove(self, new: Generation, *, again: bool = False) -> Proven:
-        """`new`, with the certificates before where the new ones are refused. Needs the lock."""
-        old = self._plane.generation
-        changed = _changed(old, new)
+        """`new`, with the certificates before where the new ones are refused. Needs the lock.
+
+        Only finds out and counts: whether it comes into force is not known yet.
+        """
+        news: list[_News] = []
+        changed = _changed(self._plane.generation, new, news)
         if not changed:
-            return Proven(new, {})
+            return Proven(new, {}, news)
         before = await _exchanged(new, changed)
         trials = {id: _trials(id, new, before) for id in changed}
         await self._try_all(trial for each in trials.values() for trial in each)
@@ -106,14 +116,18 @@ class Canary:
                 self._plane.metrics.proof(id, trial.result)
             refused = next((trial for trial in each if trial.result is Proof.REFUSED), None)
             if refused is None:
-                _tell_taken(id, each)
+                news.append(partial(_tell_taken, id, each))
             else:
-                held[id] = _hold_back(refused, changed[id], new, logging.INFO if again else logging.WARNING)
+                held[id] = _hold_back(refused, changed[id], new)
+                level = logging.INFO if again else logging.WARNING
+                news.append(partial(_tell_held_back, level, refused, held[id]))
         kept = {id: changed[id] for id in held}
-        return Proven(await _exchanged(new, kept) if kept else new, held)
+        return Proven(await _exchanged(new, kept) if kept else new, held, news)
 
     def settle(self, proven: Proven) -> None:
-        """`proven` is in force."""
+        """`proven` is in force: tell what is."""
+        for tell in proven.news:
+            tell()
         self._held = proven.held
         self._plane.metrics.held_back = {
             id: f"{held.problem.wrong}. {held.problem.right}" for id, held in proven.held.items()
@@ -125,6 +139,8 @@ class Canary:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     # -- one handshake ---------------------------------------------------------------------------------
 
@@ -149,10 +165,10 @@ class Canary:
                 elif trial.outcome.blames_our_certificate:
                     trial.result = Proof.REFUSED
                     # A route that never worked must not keep a certificate from all the others.
-                    outcome, _ = await self._shake_hands(trial.old)
-                    if outcome.blames_our_certificate:
+                    trial.before, _ = await self._shake_hands(trial.old)
+                    if trial.before.blames_our_certificate:
                         trial.result = Proof.UNPROVEN
-                        trial.why = f"{trial.outcome}, and {outcome} with the one before"
+                        trial.why = f"{trial.outcome}, and {trial.before} with the one before"
         except Exception as exc:
             log.error("an error of sidecert's own while a certificate was proven", exc_info=exc)
 
@@ -196,8 +212,6 @@ class Canary:
                 current = self._plane.generation
                 wanted = {id: held.wanted for id, held in self._held.items()}
                 proven = await self.prove(await _exchanged(current, wanted), again=True)
-                if self._closed:
-                    return
                 if proven.held.keys() != self._held.keys():
                     self._plane.adopt(proven.generation)
                 self.settle(proven)
@@ -211,7 +225,7 @@ async def _exchanged(generation: Generation, others: Mapping[str, Credential]) -
     return await in_thread("proving", partial(with_credentials, generation, others))
 
 
-def _changed(old: Generation, new: Generation) -> dict[str, Credential]:
+def _changed(old: Generation, new: Generation, news: list[_News]) -> dict[str, Credential]:
     """The credentials to prove, as they were: those that are to go on with other certificates."""
     changed = {}
     for id, credential in new.credentials.items():
@@ -219,9 +233,11 @@ def _changed(old: Generation, new: Generation) -> dict[str, Credential]:
         if before is None or before.presented == credential.presented or not new.config.credentials[id].prove:
             continue
         if time.time() >= before.valid_until:  # nothing is worse than an expired one, which nobody takes
-            _log_unproven(logging.INFO, id, ["the certificate before has expired"])
+            why = "the certificate before has expired"
+            news.append(partial(_tell_unproven, logging.INFO, id, [why]))
         elif not _leads_where_it_did(id, old, new):
-            _log_unproven(logging.INFO, id, ["routes that use it are new, or lead elsewhere than before"])
+            why = "routes that use it are new, or lead elsewhere than before"
+            news.append(partial(_tell_unproven, logging.INFO, id, [why]))
         else:
             changed[id] = before
     return changed
@@ -269,48 +285,63 @@ def _written_host(route: Route) -> str | None:
 def _tell_taken(id: str, trials: list[_Trial]) -> None:
     unproven = [f"{each.new.label}: {each.why}" for each in trials if each.result is Proof.UNPROVEN]
     if unproven:
-        _log_unproven(logging.WARNING, id, unproven)
+        _tell_unproven(logging.WARNING, id, unproven)
     elif trials:
         fields = {"event": "credential_proven", "credential": id, "upstreams": len(trials)}
         log.info("the new certificate of credential %s is accepted, and taken", id, extra=fields)
     else:
-        _log_unproven(logging.INFO, id, ["no upstream that it was used for has its host in the config"])
+        _tell_unproven(logging.INFO, id, ["no upstream that it was used for has its host in the config"])
 
 
-def _log_unproven(level: int, id: str, why: list[str]) -> None:
+def _tell_unproven(level: int, id: str, why: list[str]) -> None:
     fields = {"event": "credential_unproven", "credential": id, "unproven": why}
     log.log(level, "the new certificate of credential %s is taken without a proof", id, extra=fields)
 
 
-def _hold_back(trial: _Trial, before: Credential, new: Generation, level: int) -> Held:
-    upstream, wanted = trial.new, new.credentials[before.id]
-    verdict = explain(
+def _explain(trial: _Trial, wanted: Credential) -> Verdict:
+    return explain(
         trial.outcome,
         trial.seen,
-        upstream=upstream.label,
-        server_name=upstream.server_name,
+        upstream=trial.new.label,
+        server_name=trial.new.server_name,
         credential=wanted.id,
         certificate=wanted.own,
         now=time.time(),
     )
+
+
+def _tell_held_back(level: int, trial: _Trial, held: Held) -> None:
+    verdict = _explain(trial, held.wanted)
     log.log(
         level,
         "the new certificate of credential %s is refused: the one before stays in force",
-        wanted.id,
+        held.wanted.id,
         extra={
             "event": "credential_held_back",
-            "credential": wanted.id,
-            "route": upstream.route.id,
-            "upstream": upstream.label,
+            "credential": held.wanted.id,
+            "route": trial.new.route.id,
+            "upstream": trial.new.label,
             "outcome": trial.outcome,
+            "before": trial.before or "not known in time",
             "evidence": verdict.evidence,
             "remedy": verdict.remedy,
-            "in_force_until": moment(before.valid_until),
+            "in_force_until": moment(held.until),
         },
     )
+
+
+def _hold_back(trial: _Trial, before: Credential, new: Generation) -> Held:
+    wanted = new.credentials[before.id]
+    compared = "does not refuse the one before"
+    if trial.before is not Outcome.OK:
+        compared = f"it could not be compared with the one before ({trial.before or 'not known in time'})"
     wrong = (
-        f"the new certificate is held back, since {upstream.label} refuses it ({trial.outcome}) and does not "
-        f"refuse the one before, which stays in force until {moment(before.valid_until)} at most"
+        f"the new certificate is held back, since {trial.new.label} refuses it ({trial.outcome}) and "
+        f"{compared}, which stays in force until {moment(before.valid_until)} at most"
     )
-    path = f"credentials.{wanted.id}"
-    return Held(wanted, before.valid_until, Problem(str(new.path), None, path, wrong, verdict.remedy, True))
+    right = _explain(trial, wanted).remedy
+    return Held(
+        wanted,
+        before.valid_until,
+        Problem(str(new.path), None, f"credentials.{wanted.id}", wrong, right, warning=True),
+    )

@@ -26,7 +26,7 @@ from sidecert.admin.status_page import Snapshot
 from sidecert.config import Bind
 from sidecert.errors import Problem
 from sidecert.metrics import Metrics
-from sidecert.sockets import SocketFile, listen, spell
+from sidecert.sockets import SocketFile, listen, resolve, spell
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Admin:
 
         Raises Unusable when the address cannot be had.
         """
-        sockets = listen(bind)
+        sockets = listen(bind, await resolve(bind))
         if bind.path is not None:
             self._socket_file = SocketFile(bind.path)
         self._server.add_sockets(sockets)

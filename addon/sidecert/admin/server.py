@@ -33,8 +33,9 @@ class BoundedServer(HTTPServer):
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         stream = cast(HTTP1ServerConnection, server_conn).stream
-        if self._open.pop(stream, self) is None:
-            self._open[stream] = None
+        if stream in self._open:
+            del self._open[stream]
+            self._open[stream] = None  # at the end
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: object) -> None:
