@@ -30,6 +30,9 @@ Trust = tuple[x509.Certificate, ...] | Literal["system", "insecure"]
 _VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _MAX_RECORD = 16384
 _SCRATCH = 2 * _MAX_RECORD
+_AT_ONCE = 32 * 1024
+"""Bytes of ciphertext that OpenSSL is given at once. The event loop reads up to 256 KiB, and OpenSSL's buffer
+for them, a third larger, would stay so for as long as the connection lives."""
 _FIRST_BYTES = 16
 _MOST_CAS = 1000
 MOST_AGAIN = 8
@@ -192,7 +195,23 @@ class TlsStream:
         """
         if not self.established and len(self.seen.first_bytes) < _FIRST_BYTES:
             self.seen.first_bytes += data[: _FIRST_BYTES - len(self.seen.first_bytes)]
-        if _lib.BIO_write(self._incoming, data, len(data)) != len(data):
+        if len(data) <= _AT_ONCE:
+            return self._receive(data, len(data))
+        pieces = []
+        start_of_all = _ffi.from_buffer(data)
+        for start in range(0, len(data), _AT_ONCE):
+            try:
+                pieces.append(self._receive(start_of_all + start, min(_AT_ONCE, len(data) - start)))
+            except TlsFailure as exc:
+                if not any(pieces):
+                    raise
+                self.failure = exc  # what came before is whole and good
+            if self.failure is not None or self.closed:
+                break
+        return b"".join(pieces)
+
+    def _receive(self, data: Any, size: int) -> bytes:
+        if _lib.BIO_write(self._incoming, data, size) != size:
             raise TlsFailure("OpenSSL has no memory for what came")
         plain = self._read() if self.established or self._handshake() else b""
         if self._blind is not None:
