@@ -155,18 +155,20 @@ def build(
     now: float | None = None,
     *,
     files: Signatures | None = None,
+    before: Mapping[str, Credential] | None = None,
 ) -> Generation:
     """Load `path` and all files that it names.
 
     Raises ConfigError with every problem, errors and warnings, when there is an error among them.
     `now` is in seconds since the epoch, to judge validity by. `files` is filled with how each file looked
-    before it was read, also those that are not there, and also where this raises.
+    before it was read, also those that are not there, and also where this raises. `before` are the
+    credentials in force: what their files held is not opened again.
     """
     files = {} if files is None else files
     files[path] = signature(path)
     draft = configs.read(path)
     now = time.time() if now is None else now
-    builder = _Builder(draft, environ, now, files)
+    builder = _Builder(draft, environ, now, files, before or {})
     credentials = builder.load_credentials()
     routes = builder.make_routes(credentials)
     problems = sorted([*builder.problems, *routing.ties(draft)], key=lambda problem: problem.line or 0)
@@ -177,12 +179,20 @@ def build(
 
 
 class _Builder:
-    def __init__(self, draft: Draft, environ: Mapping[str, str], now: float, files: Signatures) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        environ: Mapping[str, str],
+        now: float,
+        files: Signatures,
+        before: Mapping[str, Credential],
+    ) -> None:
         self.draft = draft
         self.problems = list(draft.problems)
         self._environ = environ
         self._now = now
         self._files = files
+        self._known = {each.opened.mark: each.opened for each in before.values()}
         self._trusts: dict[Path, tuple[x509.Certificate, ...] | None] = {}
         self._contexts: dict[tuple[object, ...], SSL.Context] = {}
 
@@ -190,7 +200,7 @@ class _Builder:
         loaded = {}
         for id, settings in self.draft.config.credentials.items():
             self._note(*settings.files)
-            credential, findings = loading.load(id, settings, self._environ, self._now)
+            credential, findings = loading.load(id, settings, self._environ, self._now, self._known)
             for finding in findings:
                 self._add(("credentials", id, finding.key), finding.wrong, finding.right, finding.warning)
             if credential is not None:

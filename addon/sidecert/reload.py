@@ -101,7 +101,7 @@ class Reloader:
         files: Signatures = {}
         try:
             # In a thread: keys and trust stores take their time, and the calls in flight have none.
-            load = partial(build, self._path, current.number + 1, files=files)
+            load = partial(build, self._path, current.number + 1, files=files, before=current.credentials)
             try:
                 new = await in_thread("reload", load)
             finally:

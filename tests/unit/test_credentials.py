@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, x25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, rsa, x25519
 from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import HealthCheck, given, settings
@@ -538,6 +539,77 @@ def test_key_too_small_for_openssl_is_an_error_at_load(ca: Authority, tmp_path: 
     assert not finding.warning
     assert "too small (RSA, 1024 bits" in finding.wrong
     assert "2048" in finding.right
+
+
+def _rsa(*exponents: int) -> rsa.RSAPrivateNumbers:
+    """A key of two Mersenne primes, which are known."""
+    p, q = (2**each - 1 for each in exponents)
+    e = next(e for e in range(65537, 70000, 2) if math.gcd(e, (p - 1) * (q - 1)) == 1)
+    d = pow(e, -1, (p - 1) * (q - 1))
+    public = rsa.RSAPublicNumbers(e, p * q)
+    return rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), public)
+
+
+@pytest.mark.parametrize("form", ["key", "pkcs12", "der"])
+def test_rsa_key_that_would_hold_up_calls_is_an_error_at_once(alice: Leaf, tmp_path: Path, form: str) -> None:
+    """Nothing else of the process runs while its primes are tested: 46 s for these 14,112 bits."""
+    key = _rsa(9689, 4423).private_key(unsafe_skip_rsa_key_validation=True)
+    pkcs8, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    began = time.process_time()
+    if form == "pkcs12":
+        path = tmp_path / "alice.p12"
+        write_private(path, pkcs12.serialize_key_and_certificates(b"a", key, None, None, clear))
+        _, findings = load("alice", CredentialConfig(pkcs12=path), {}, time.time())
+    else:
+        encoding = serialization.Encoding.DER if form == "der" else serialization.Encoding.PEM
+        _, findings = load_pem(tmp_path, alice.certificate_pem(), key.private_bytes(encoding, pkcs8, clear))
+    assert time.process_time() - began < 5
+    [finding] = findings
+    words = "in DER" if form == "der" else "too large"
+    assert words in finding.wrong
+    assert not finding.warning
+
+
+def test_rsa_key_whose_numbers_do_not_fit_is_an_error(ca: Authority, tmp_path: Path) -> None:
+    """Its public half is the certificate's, and what it signs is not: found at load."""
+    leaf = ca.caller("alice", key="rsa")
+    assert isinstance(leaf.key, rsa.RSAPrivateKey)
+    right = leaf.key.private_numbers()
+    wrong = rsa.RSAPrivateNumbers(
+        right.p, right.q, right.d - 2, right.dmp1 - 2, right.dmq1, right.iqmp, right.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    pkcs8, clear = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem_key = wrong.private_bytes(serialization.Encoding.PEM, pkcs8, clear)
+    credential, findings = load_pem(tmp_path, leaf.certificate_pem(), pem_key)
+    assert credential is None
+    assert "holds a private key that is damaged" in the_only(findings).wrong
+
+
+@pytest.mark.parametrize("form", ["key", "pkcs12"])
+def test_file_that_has_not_changed_is_not_opened_again(alice: Leaf, tmp_path: Path, form: str) -> None:
+    """Opening takes long, and calls wait; another passphrase, or other bytes, are another thing."""
+    if form == "pkcs12":
+        path = write_private(tmp_path / "alice.p12", alice.pkcs12(PASS))
+        config = CredentialConfig(pkcs12=path, passphrase=SecretSource(env="PASS"))
+    else:
+        config = CredentialConfig(
+            certificate=write_private(tmp_path / "alice.crt", alice.certificate_pem()),
+            key=write_private(path := tmp_path / "alice.key", alice.key_pem(PASS)),
+            passphrase=SecretSource(env="PASS"),
+        )
+    first, _ = load("alice", config, {"PASS": PASS}, time.time())
+    assert first is not None
+    known = {first.opened.mark: first.opened}
+    again, _ = load("alice", config, {"PASS": PASS}, time.time(), known)
+    assert again is not None
+    assert again.key is first.key
+    none, findings = load("alice", config, {"PASS": "wrong"}, time.time(), known)
+    assert none is None
+    assert "passphrase" in the_only(findings).wrong
+    path.write_bytes(alice.pkcs12(PASS) if form == "pkcs12" else alice.key_pem(PASS))  # a new salt
+    anew, _ = load("alice", config, {"PASS": PASS}, time.time(), known)
+    assert anew is not None
+    assert anew.key is not first.key
 
 
 def test_intermediate_with_a_small_key_is_an_error_at_load(ca: Authority, tmp_path: Path) -> None:

@@ -80,6 +80,34 @@ def test_a_store_that_would_take_too_long_is_not_opened(
     assert f"asks for {words} rounds" in _refused(tmp_path, pkcs12=store)
 
 
+@pytest.mark.parametrize("digest", ["md5", "ripemd160", "sm3", "sha512-256", "sha3-256"])
+def test_the_rounds_of_a_mac_count_whatever_its_digest(leaf: Leaf, tmp_path: Path, digest: str) -> None:
+    """OpenSSL derives with any digest that it has, not only with those that people use."""
+    how = f"-iter 2000001 -keypbe NONE -certpbe NONE -macalg {digest}"
+    # OpenSSL would take its time to make it: the number is written into one that has few rounds.
+    store = _openssl(
+        f"pkcs12 -export {how.replace('2000001', '70001')}", leaf.key_pem() + leaf.certificate_pem()
+    )
+    few, many = b"\x02\x03" + (70001).to_bytes(3), b"\x02\x03" + (2000001).to_bytes(3)
+    assert store.endswith(few)
+    assert "asks for 2,000,001 rounds" in _refused(tmp_path, pkcs12=store.removesuffix(few) + many)
+
+
+def test_lines_before_the_base64_hide_no_rounds(leaf: Leaf, tmp_path: Path) -> None:
+    """Nor may there be any, but for those that tell how a key is encrypted."""
+    key = _openssl("pkcs8 -topk8 -iter 2000001", leaf.key_pem()).decode()
+    begin, _, rest = key.partition("\n")
+    for number, header in enumerate(("X: abcd1", "Proc-Type: 4,ENCRYPTEDx")):
+        folder = tmp_path / str(number)
+        folder.mkdir(0o700)
+        files = {"certificate": leaf.certificate_pem(), "key": f"{begin}\n{header}\n\n{rest}".encode()}
+        paths = {name: write_private(folder / name, content) for name, content in files.items()}
+        config = CredentialConfig(**paths, passphrase=SecretSource(env="PASS"))  # type: ignore[arg-type]
+        credential, [finding] = load("alice", config, {"PASS": PASS}, time.time())
+        assert credential is None
+        assert ("2,000,001 rounds" if number else "lines with a colon") in finding.wrong
+
+
 @pytest.mark.parametrize("how", ["", "-iter 600000", "-iter 100000 -keypbe PBE-SHA1-3DES -macalg sha512"])
 def test_what_people_make_is_not_too_much(leaf: Leaf, how: str) -> None:
     """OpenSSL's defaults, keytool's 10,000 and OWASP's 600,000 are all below it."""

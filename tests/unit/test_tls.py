@@ -13,6 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from sidecert.config import CredentialConfig, TlsConfig
 from sidecert.credentials import Credential, load, load_trust
+from sidecert.credentials.keyfiles import Opened, Store
 from sidecert.outcome import Observation, Stage
 from sidecert.tls import TlsFailure, TlsStream, make_context
 from support.certs import CLIENT_AUTH, Authority, Files, Leaf, Pki, expired, make_key
@@ -235,6 +236,7 @@ def made_of(leaf: Leaf, key: Any = None) -> Credential:
         not_after=0.0,
         subject="",
         own=own(),
+        opened=Opened(b"", Store(None, (), 0)),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL
 
@@ -26,7 +27,7 @@ from sidecert.config import CredentialConfig, SecretError, SecretSource
 from sidecert.credentials import certificates, keyfiles
 from sidecert.credentials.certificates import Chain, describe_key, listing, name_of
 from sidecert.credentials.filekinds import Role, Unusable
-from sidecert.credentials.keyfiles import Passphrase
+from sidecert.credentials.keyfiles import Known, Opened, Passphrase
 from sidecert.presented import OwnCertificate
 
 _OPEN_TO_OTHERS = 0o006
@@ -52,6 +53,8 @@ class Credential:
     """RFC 4514, printable characters only."""
     own: OwnCertificate
     """It in words, for those who were refused with it."""
+    opened: Opened = field(repr=False, compare=False)
+    """The key's file as it was opened."""
 
     @property
     def presented(self) -> tuple[str, ...]:
@@ -107,11 +110,12 @@ class _Pair:
 
 
 def load(
-    id: str, config: CredentialConfig, environ: Mapping[str, str], now: float
+    id: str, config: CredentialConfig, environ: Mapping[str, str], now: float, known: Known | None = None
 ) -> tuple[Credential | None, list[Finding]]:
     """The credential `id`, and everything that is wrong with it. It is None where a finding is an error.
 
-    `now` is in epoch seconds; `environ` is where `{env: NAME}` passphrases are looked up.
+    `now` is in epoch seconds; `environ` is where `{env: NAME}` passphrases are looked up; `known` are files
+    that were opened before.
     """
     found = _Findings()
     with warnings.catch_warnings():
@@ -119,16 +123,17 @@ def load(
         passphrase = _resolve(config.passphrase, environ, found)
         if config.pkcs12 is not None:
             pair = _Pair("pkcs12", config.pkcs12, "pkcs12", config.pkcs12)
-            key, given = _load_store(config.pkcs12, passphrase, found)
+            opened = _load_store(config.pkcs12, passphrase, known or {}, found)
+            given: Sequence[x509.Certificate] = opened.store.certificates if opened else ()
         else:
             assert config.certificate is not None
             assert config.key is not None
             pair = _Pair("certificate", config.certificate, "key", config.key)
             read = found.collect("certificate", lambda: keyfiles.read_certificates(pair.file, "certificate"))
             given = read[0] if read else ()
-            key = found.collect("key", lambda: keyfiles.read_key(pair.key_file, passphrase))
+            opened = found.collect("key", lambda: keyfiles.read_key(pair.key_file, passphrase, known or {}))
         _check_mode(pair.key_role, pair.key_file, found)
-        credential = _assemble(id, pair, given, key, now, found) if given else None
+        credential = _assemble(id, pair, given, opened, now, found) if given else None
     return (None if found.are_fatal else credential), list(found)
 
 
@@ -187,12 +192,11 @@ def _check_mode(key: str, path: Path, found: _Findings) -> None:
         )
 
 
-def _load_store(
-    path: Path, passphrase: Passphrase, found: _Findings
-) -> tuple[PrivateKeyTypes | None, Sequence[x509.Certificate]]:
-    store = found.collect("pkcs12", lambda: keyfiles.read_pkcs12(path, passphrase))
-    if store is None:
-        return None, ()
+def _load_store(path: Path, passphrase: Passphrase, known: Known, found: _Findings) -> Opened | None:
+    opened = found.collect("pkcs12", lambda: keyfiles.read_pkcs12(path, passphrase, known))
+    if opened is None:
+        return None
+    store = opened.store
     missing = [
         word for word, held in (("private key", store.key), ("certificate", store.certificates)) if not held
     ]
@@ -204,17 +208,18 @@ def _load_store(
     if store.keys > 1:
         wrong = f"{path} holds {store.keys} private keys, of which only one is used"
         found.warn("pkcs12", wrong, "keep one in it, so that there is no doubt who calls")
-    return store.key, store.certificates
+    return opened
 
 
 def _assemble(
     id: str,
     pair: _Pair,
     given: Sequence[x509.Certificate],
-    key: PrivateKeyTypes | None,
+    opened: Opened | None,
     now: float,
     found: _Findings,
 ) -> Credential | None:
+    key = opened.store.key if opened else None
     leaf = found.collect(pair.key_role, lambda: _find_leaf(pair, given, key, now)) if key else None
     chain = certificates.build_chain(leaf or certificates.likely_leaf(given), given, now)
     for wrong, right in certificates.doubts(chain, now):
@@ -223,8 +228,9 @@ def _assemble(
         order = listing(map(name_of, (chain.leaf, *chain.intermediates)), most=9)
         wrong = f"{pair.file} has its certificates out of order; they are sent in order all the same"
         found.warn(pair.role, wrong, f"the order is: {order}")
-    if leaf is None or key is None:
+    if leaf is None or key is None or opened is None:
         return None
+    found.collect(pair.key_role, lambda: _check_signature(pair.key_file, leaf, key))
     found.collect(pair.role, lambda: _check_with_openssl(pair.file, chain, key))
     return Credential(
         id=id,
@@ -237,6 +243,7 @@ def _assemble(
         not_after=leaf.not_valid_after_utc.timestamp(),
         subject=name_of(leaf),
         own=certificates.own(chain, id),
+        opened=opened,
     )
 
 
@@ -261,6 +268,18 @@ def _find_leaf(
         f"({name_of(likely)}: {certificates.describe_key_of(likely)})",
         right,
     )
+
+
+def _check_signature(path: Path, leaf: x509.Certificate, key: PrivateKeyTypes) -> None:
+    """Let an RSA key sign something: its numbers were not looked into when it was loaded."""
+    public = leaf.public_key()
+    if not isinstance(key, rsa.RSAPrivateKey) or not isinstance(public, rsa.RSAPublicKey):
+        return
+    try:
+        signed = key.sign(b"sidecert", padding.PKCS1v15(), hashes.SHA256())
+        public.verify(signed, b"sidecert", padding.PKCS1v15(), hashes.SHA256())
+    except Exception:  # the libraries name no closed list of errors
+        raise keyfiles.damaged(path) from None
 
 
 def _check_with_openssl(path: Path, chain: Chain, key: PrivateKeyTypes) -> None:

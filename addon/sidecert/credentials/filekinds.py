@@ -175,6 +175,16 @@ class Block:
         return self.label == "ENCRYPTED PRIVATE KEY" or any("ENCRYPTED" in header for header in self.headers)
 
     @property
+    def has_foreign_headers(self) -> bool:
+        """Whether there are headers other than those by which RFC 1421 tells how a key is encrypted."""
+        return any(not header.startswith(("Proc-Type:", "DEK-Info:")) for header in self.headers)
+
+    @property
+    def body(self) -> bytes:
+        """What is between its lines, without headers."""
+        return b"".join(self.pem.splitlines()[len(self.headers) + 2 if self.headers else 1 : -1])
+
+    @property
     def has_old_cipher(self) -> bool:
         """Whether the RFC 1421 headers name a cipher other than AES and 3DES."""
         ciphers = [header[9:].strip() for header in self.headers if header.startswith("DEK-Info:")]
@@ -261,7 +271,7 @@ def _sniff_der(data: bytes) -> Kind:
         return Kind.PKCS7_DER
     if _parses(lambda: x509.load_der_x509_certificate(data)):
         return Kind.CERTIFICATE_DER
-    if _parses(lambda: serialization.load_der_private_key(data, None)):
+    if _parses(lambda: serialization.load_der_private_key(data, None, unsafe_skip_rsa_key_validation=True)):
         return Kind.KEY_DER
     if _parses(lambda: x509.load_der_x509_csr(data)):
         return Kind.REQUEST

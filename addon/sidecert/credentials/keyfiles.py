@@ -7,15 +7,18 @@ parsers below are not a closed list and may quote what they read: all are caught
 from __future__ import annotations
 
 import binascii
+import hashlib
 import os
 import shlex
 import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
@@ -51,6 +54,32 @@ class Store:
     """How many private keys are in it, as far as it is open to see; `key` is the first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that was opened, to be known again: opening it takes long, and nothing else runs meanwhile."""
+
+    mark: bytes
+    """Of its bytes and its passphrase, by a secret of this process: it says nothing about either."""
+    store: Store
+
+
+Known = Mapping[bytes, Opened]
+"""What was opened before, by its mark."""
+_MARKING = os.urandom(32)
+
+
+def _opened(
+    data: bytes, passphrase: Passphrase, known: Known, open: Callable[[], Store | None]
+) -> Opened | None:
+    text = b"" if passphrase.text is None else b"\1" + passphrase.text
+    mark = hashlib.blake2b(len(text).to_bytes(8) + text + data, key=_MARKING).digest()
+    before = known.get(mark)
+    if before is not None:
+        return before
+    store = open()
+    return None if store is None else Opened(mark, store)
+
+
 def read_certificates(path: Path, role: Role) -> tuple[list[x509.Certificate], bool]:
     """The certificates of a PEM file, at least one, and whether a private key is in it too."""
     data = _read(path, role)
@@ -73,35 +102,71 @@ def _parse_certificate(path: Path, block: Block) -> x509.Certificate:
     return certificate
 
 
-def read_key(path: Path, passphrase: Passphrase) -> PrivateKeyTypes | None:
+def read_key(path: Path, passphrase: Passphrase, known: Known) -> Opened | None:
     """The private key of a PEM file; None where it is encrypted and the passphrase is not known."""
     data = _read(path, "key")
+    return _opened(data, passphrase, known, lambda: _open_key(path, data, passphrase))
+
+
+def _open_key(path: Path, data: bytes, passphrase: Passphrase) -> Store | None:
     blocks = filekinds.find_blocks(path, data)
     keys = [block for block in blocks if block.kind is Kind.KEY]
     if not keys:
         raise filekinds.not_wanted(path, "key", filekinds.kind_of(blocks, data))
     if len(keys) > 1:
         raise Unusable(f"{path} holds {len(keys)} private keys", "leave only the certificate's own key in it")
-    if keys[0].is_encrypted:
-        return _decrypt_key(path, keys[0], passphrase) if passphrase.is_known else None
+    if keys[0].has_foreign_headers:
+        raise Unusable(
+            f"{path} has lines with a colon between the BEGIN and END of its private key",
+            "take them out, or move them above the BEGIN line",
+        )
+    if keys[0].is_encrypted and not passphrase.is_known:
+        return None
+    key = _decrypt_key(path, keys[0], passphrase) if keys[0].is_encrypted else _load_key(path, keys[0])
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size > rounds.MOST_RSA_BITS:
+        raise _too_large(path, f"RSA of {key.key_size} bits")
+    return Store(key, (), 1)
+
+
+def _load_key(path: Path, block: Block) -> PrivateKeyTypes:
     try:
-        return serialization.load_pem_private_key(keys[0].pem, None)
+        # Whether the primes of RSA are prime takes 0.8 s with 4096 bits, in which all calls wait. That the
+        # key works with its certificate is tried instead (`credentials`).
+        return serialization.load_pem_private_key(block.pem, None, unsafe_skip_rsa_key_validation=True)
     except UnsupportedAlgorithm:
         raise unsupported(path, "unknown") from None
     except Exception:
-        raise Unusable(
-            f"{path} holds a private key that is damaged, or too weak to load",
-            f"copy it again; `openssl pkey -in {shlex.quote(str(path))} -check -noout` must accept it",
-        ) from None
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> Unusable:
+    """The error for a key that does not load, or with which nothing can be signed."""
+    return Unusable(
+        f"{path} holds a private key that is damaged, or too weak to load",
+        f"copy it again; `openssl pkey -in {shlex.quote(str(path))} -check -noout` must accept it",
+    )
+
+
+def _too_large(path: Path, what: str) -> Unusable:
+    return Unusable(
+        f"{path} holds a private key that is too large ({what}): each signature would hold up all calls",
+        f"use RSA of at most {rounds.MOST_RSA_BITS} bits, or EC",
+    )
 
 
 def _decrypt_key(path: Path, block: Block, passphrase: Passphrase) -> PrivateKeyTypes:
     where = shlex.quote(str(path))
     if passphrase.text is None:
         raise Unusable(f"{path} is encrypted, and no passphrase is given", _GIVE_PASSPHRASE)
-    _check_effort(path, _der(block))
     try:
-        return serialization.load_pem_private_key(block.pem, passphrase.text)
+        der = binascii.a2b_base64(b"".join(block.body.split()), strict_mode=True)
+    except binascii.Error:
+        raise damaged(path) from None
+    _check_effort(path, der)
+    try:
+        return serialization.load_pem_private_key(
+            block.pem, passphrase.text, unsafe_skip_rsa_key_validation=True
+        )
     except UnsupportedAlgorithm:
         raise unsupported(path, "unknown") from None
     except Exception:
@@ -117,14 +182,6 @@ def _decrypt_key(path: Path, block: Block, passphrase: Passphrase) -> PrivateKey
         ) from None
 
 
-def _der(block: Block) -> bytes:
-    """What is between its lines; nothing where that is damaged, or has no such form (RFC 1421)."""
-    try:
-        return binascii.a2b_base64(b"".join(block.pem.splitlines()[1:-1]))
-    except binascii.Error:
-        return b""
-
-
 def unsupported(path: Path, kind: str) -> Unusable:
     """The error for a key that loads, and that TLS has no signature scheme for."""
     return Unusable(
@@ -133,13 +190,19 @@ def unsupported(path: Path, kind: str) -> Unusable:
     )
 
 
-def read_pkcs12(path: Path, passphrase: Passphrase) -> Store | None:
+def read_pkcs12(path: Path, passphrase: Passphrase, known: Known) -> Opened | None:
     """What is in a PKCS#12 store; None where it does not open and the passphrase is not known."""
     data = _read(path, "pkcs12")
+    return _opened(data, passphrase, known, lambda: _open_store(path, data, passphrase))
+
+
+def _open_store(path: Path, data: bytes, passphrase: Passphrase) -> Store | None:
     kind = filekinds.kind_of(filekinds.find_blocks(path, data), data)
     if kind is not Kind.PKCS12:
         raise filekinds.not_wanted(path, "pkcs12", kind)
     _check_effort(path, data)
+    if rounds.has_large_key(data):
+        raise _too_large(path, f"more than RSA of {rounds.MOST_RSA_BITS} bits")
     # A store without a passphrase opens with none only, and giving one all the same is no mistake.
     for text in dict.fromkeys((passphrase.text, None)):
         store = _open_pkcs12(data, text)

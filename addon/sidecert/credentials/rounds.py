@@ -15,62 +15,103 @@ MOST_ROUNDS = 2_000_000
 MOST_MEMORY = 64 << 20
 """In bytes, for scrypt: 128 * N * r * p. OpenSSL makes keys with 16 MiB."""
 
-_PBKDF2 = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c"  # RFC 8018 A.2
+MOST_RSA_BITS = 8192
+"""One signature of 8192 bits takes 20 ms, in which calls wait, and it grows with the cube."""
+_MOST_KEY_BYTES = 5632
+"""Of a key in a store, with what its encryption adds: RSA of 8192 bits has 4.7 kB, all others fewer."""
+
 _SCRYPT = b"\x06\x09\x2b\x06\x01\x04\x01\xda\x47\x04\x0b"  # RFC 7914 section 7
-# The schemes of RFC 8018 A.3 and RFC 7292 appendix C, whose parameters begin alike.
-_PBE = (
-    rb"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05[\x01-\x0b]|"
-    rb"\x06\x0a\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01[\x01-\x06]"
-)
-_DERIVATION = re.compile(re.escape(_PBKDF2) + b"|" + re.escape(_SCRYPT) + b"|" + _PBE, re.DOTALL)
-# A store's MAC: a digest's name, perhaps its NULL, then digest, salt and rounds (RFC 7292 section 4).
-_DIGEST = re.compile(
-    rb"(?:\x06\x05\x2b\x0e\x03\x02\x1a|\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02.)(?:\x05\x00)?(?=\x04)",
+# PBKDF2 and the other schemes of RFC 8018 A.3, and those of RFC 7292 appendix C.
+_DERIVATION = re.compile(
+    rb"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05[\x01-\x0c]|"
+    rb"\x06\x0a\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01[\x01-\x06]",
     re.DOTALL,
 )
+# RFC 7292 4.2: the bag types that hold a private key, in clear and encrypted.
+_KEY_BAG = re.compile(rb"\x06\x0b\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01[\x01\x02]", re.DOTALL)
 
 
 def excess(der: bytes) -> str | None:
     """What is too much about the encryption of a PKCS#12 store or PKCS#8 key, in words; None for nothing."""
     rounds = 0
-    for found in _DERIVATION.finditer(der):
-        numbers = _after_salt(der, _inside(der, found.end()))
-        if found[0] != _SCRYPT:
-            rounds += next(iter(numbers), 0)
-        elif len(numbers) >= 3 and (memory := 128 * numbers[0] * numbers[1] * numbers[2]) > MOST_MEMORY:
-            return f"its encryption asks for {memory >> 20} MiB of memory (scrypt)"
-    for found in _DIGEST.finditer(der):
-        digest = _element(der, found.end(), 0x04)
-        rounds += next(iter(_after_salt(der, digest[1] if digest else len(der))), 0)
+    for start in _each(der, b"\x06"):
+        name = _element(der, start, 0x06)
+        if name is None or name[2] - start > 34:
+            continue
+        known = der[start : name[2]]
+        numbers = _numbers(der, name[2])
+        if known == _SCRYPT:
+            memory = 128 * numbers[0] * numbers[1] * numbers[2] if len(numbers) >= 3 else MOST_MEMORY + 1
+            if memory > MOST_MEMORY:
+                return f"its encryption asks for {memory >> 20} MiB of memory (scrypt)"
+        elif numbers:
+            rounds += numbers[0]
+        elif _DERIVATION.fullmatch(known):
+            return "its encryption does not say how many rounds it asks for"
     return f"its encryption asks for {rounds:,} rounds" if rounds > MOST_ROUNDS else None
 
 
-def _after_salt(der: bytes, start: int) -> list[int]:
-    """The numbers that follow the salt at `start`."""
-    salt = _element(der, start, 0x04)
-    return list(islice(_integers(der, salt[1]), 3)) if salt else []
+def has_large_key(store: bytes) -> bool:
+    """Whether a key in a PKCS#12 store is larger than RSA of MOST_RSA_BITS, as far as it is open to see."""
+    for bag in _KEY_BAG.finditer(store):
+        key = _element(store, bag.end(), 0xA0)
+        if key is not None and key[1] - key[0] > _MOST_KEY_BYTES:
+            return True
+    return False
 
 
-def _inside(der: bytes, start: int) -> int:
-    """Where the content of the SEQUENCE at `start` begins; the end of all where there is none."""
-    if der[start : start + 1] != b"\x30":
-        return len(der)
-    size = der[start + 1 : start + 2]
-    return start + 2 + (size[0] & 0x7F if size and size[0] & 0x80 else 0)
+def _each(data: bytes, what: bytes) -> Iterator[int]:
+    found = data.find(what)
+    while found >= 0:
+        yield found
+        found = data.find(what, found + 1)
 
 
-def _element(der: bytes, start: int, tag: int) -> tuple[int, int] | None:
-    """Where the content of the element at `start` begins and ends; None where it has another tag."""
-    if der[start : start + 1] != bytes((tag,)) or start + 1 >= len(der):
+def _numbers(der: bytes, start: int) -> list[int]:
+    """The numbers that follow the salt in the parameters of the algorithm whose name ends at `start`.
+
+    Whatever the algorithm, for those that are not known here take their time as well: a derivation has a
+    SEQUENCE of salt and rounds, a store's MAC (RFC 7292 section 4) perhaps a NULL, a digest, salt and rounds.
+    """
+    inside = _element(der, start, 0x30)
+    if inside is not None:
+        salt = _element(der, inside[0], 0x04)
+    else:
+        digest = _element(der, start + 2 if der[start : start + 2] == b"\x05\x00" else start, 0x04)
+        if digest is not None and der[digest[2] : digest[2] + 2] == b"\0\0":  # the end of what holds it
+            digest = (*digest[:2], digest[2] + 2)
+        salt = _element(der, digest[2], 0x04) if digest else None
+    return list(islice(_integers(der, salt[2]), 3)) if salt else []
+
+
+def _element(der: bytes, start: int, tag: int, depth: int = 0) -> tuple[int, int, int] | None:
+    """Where the content of the element at `start` begins and ends, and the element; None where it has
+    another tag. In BER a string may come in pieces, and anything without a length (X.690 8.1.3)."""
+    if start + 2 > len(der) or der[start] not in (tag, tag | 0x20):
         return None
     size, start = der[start + 1], start + 2
-    if size & 0x80:  # X.690 8.1.3: so many bytes of length follow
+    if size == 0x80:
+        end = _end_of_contents(der, start, depth)
+        return None if end is None else (start, end, end + 2)
+    if size & 0x80:
         size, start = int.from_bytes(der[start : start + (size & 0x7F)]), start + (size & 0x7F)
-    return (start, start + size) if start + size <= len(der) else None
+    return (start, start + size, start + size) if start + size <= len(der) else None
+
+
+def _end_of_contents(der: bytes, start: int, depth: int) -> int | None:
+    """Where the two zeros stand that end what began without a length."""
+    while start + 2 <= len(der) and depth < 16:
+        if der[start : start + 2] == b"\0\0":
+            return start
+        inner = _element(der, start, der[start], depth + 1)
+        if inner is None:
+            return None
+        start = inner[2]
+    return None
 
 
 def _integers(der: bytes, start: int) -> Iterator[int]:
     """The INTEGERs that follow each other from `start` on."""
     while (found := _element(der, start, 0x02)) is not None:
         yield int.from_bytes(der[found[0] : min(found[1], found[0] + 9)])  # of more it is too much anyway
-        start = found[1]
+        start = found[2]
