@@ -79,7 +79,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Generati
     """Sets what the next loads give."""
 
     def set_build(make: Callable[[int], Generation]) -> None:
-        monkeypatch.setattr(module, "build", lambda path, number, files: make(number))
+        monkeypatch.setattr(module, "build", lambda path, number, files, before: make(number))
 
     set_build(_generation)
     return set_build
