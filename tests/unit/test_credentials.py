@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import math
 import os
@@ -1031,3 +1032,28 @@ def certify(
     for extension in extensions:
         builder = builder.add_extension(extension, critical=False)
     return builder.sign(signer or ca.key, hashes.SHA256())
+
+
+def test_certificate_that_only_openssl_finds_malformed_is_a_finding(ca: Authority, tmp_path: Path) -> None:
+    """cryptography reads more than OpenSSL takes: a key of an unknown kind with anything for its curve."""
+    leaf = ca.caller("alice")
+
+    def spoil(certificate: x509.Certificate) -> bytes:
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        spoilt = der.replace(bytes.fromhex("2a8648ce3d02010608"), bytes.fromhex("2a8648cc2d00423608"))
+        assert spoilt != der
+        return b"".join(
+            (
+                b"-----BEGIN CERTIFICATE-----\n",
+                base64.encodebytes(spoilt),
+                b"-----END CERTIFICATE-----\n",
+            )
+        )
+
+    for chain in (spoil(leaf.certificate), pem(leaf.certificate) + spoil(ca.certificate)):
+        credential, findings = load_pem(tmp_path, chain, leaf.key_pem())
+        assert credential is None
+        assert "damaged" in the_only(findings).wrong
+    trusted, findings = load_trust(write_private(tmp_path / "ca.pem", spoil(ca.certificate)))
+    assert trusted == ()
+    assert "damaged" in the_only(findings).wrong

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from sidecert.config import CredentialConfig, SecretError, SecretSource
 from sidecert.credentials import certificates, keyfiles
@@ -289,15 +289,16 @@ def _check_with_openssl(path: Path, chain: Chain, key: PrivateKeyTypes) -> None:
         context.use_certificate(chain.leaf)
         context.use_privatekey(cast(Any, key))
         context.check_privatekey()
-    except (SSL.Error, TypeError, ValueError) as refusal:
+    except (SSL.Error, crypto.Error, TypeError, ValueError) as refusal:
         raise _refused(path, chain.leaf, _reason(refusal)) from None
     for certificate in chain.to_send:
         try:
             SSL.Context(SSL.TLS_METHOD).use_certificate(certificate)
+        except crypto.Error as refusal:  # cryptography is less strict
+            raise _refused(path, certificate, _reason(refusal)) from None
         except SSL.Error as refusal:
-            if "too" in (
-                reason := _reason(refusal)
-            ):  # too small, too weak; a key kind is the upstream's affair
+            reason = _reason(refusal)
+            if "too" in reason:  # too small, too weak; a key kind is the upstream's affair
                 raise _refused(path, certificate, reason) from None
 
 

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
+from OpenSSL.crypto import X509
 
 from sidecert.credentials import certificates, filekinds, rounds
 from sidecert.credentials.filekinds import WANTED, Block, Kind, Role, Unusable
@@ -94,6 +95,7 @@ def _parse_certificate(path: Path, block: Block) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(block.pem)
         certificates.check_readable(certificate)
+        X509.from_cryptography(certificate)  # OpenSSL is stricter
     except Exception:
         raise Unusable(
             f"{path} holds a certificate that is damaged (its PEM block number {block.number})",
