@@ -31,11 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class EachByItself(LoadScopeScheduling):
-    """Of several test processes, whichever is free takes the next test; the truth table has one for itself,
-    which must see all of its cells. (xdist's own groups get lost with pytest 9.)"""
+    """Of several test processes, whichever is free takes the next test. But one must see all cells of the
+    truth table, and only one demo at a time looks for free ports. (xdist's own groups get lost with pytest
+    9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "truth table" if "/test_truth_table_" in nodeid else nodeid
+        together = ("/test_truth_table_", "/test_demo")
+        return next((name for name in together if name in nodeid), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> EachByItself:

@@ -133,7 +133,10 @@ def test_faulty_peers_fail_in_their_own_way(peers: Peers) -> None:
     with Talker(("127.0.0.1", peers.closes_after_hello().port)) as talker:
         talker.send(b"\x16\x03\x01")
         assert talker.closed()
-    with Talker(("127.0.0.1", peers.resets_at_accept().port)) as talker, pytest.raises(ConnectionResetError):
+    with (
+        pytest.raises(ConnectionResetError),  # which a connect that returns late tells already
+        Talker(("127.0.0.1", peers.resets_at_accept().port)) as talker,
+    ):
         talker.read_until_close()
     with Talker(("127.0.0.1", peers.plain_http().port)) as talker:
         talker.send(b"\x16\x03\x01")

@@ -18,8 +18,7 @@ def allowing(*networks: str) -> Callers:
 def lets_in(callers: Callers, peer: object) -> bool:
     try:
         callers.check_address(peer)
-    except Refusal as refusal:
-        assert (refusal.outcome, refusal.status) == ("caller_not_allowed", 403)
+    except Refusal:
         return False
     return True
 
