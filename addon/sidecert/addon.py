@@ -12,7 +12,8 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,12 @@ class Sidecert:
         """Open the configured listeners, unless they are open. Raises ConfigError."""
         if not self._listeners.is_open:
             generation = self._plane.generation
-            await self._listeners.commit(
-                await self._listeners.prepare(generation.config.listeners, generation.path)
-            )
+            change = await self._listeners.prepare(generation.config.listeners, generation.path)
+            try:
+                await self._listeners.commit(change)
+            except BaseException:
+                self._listeners.discard(change)
+                raise
 
     async def stop_listening(self) -> None:
         await self._listeners.stop()
@@ -200,7 +204,7 @@ class Sidecert:
         """SIGHUP: reload, or do so as soon as the start is over."""
         self._hung_up = not self._serving
         if self._serving and self._reloader is not None:
-            self._start_task(self._reloader.reload())
+            self._reloader.request()
 
     async def _end(self) -> None:
         if self._starting is not None:
@@ -215,17 +219,25 @@ class Sidecert:
         limit = self._plane.generation.config.drain
         _LOG.info("ending, calls in flight have %g s", limit, extra={"event": "draining"})
         until = time.monotonic() + limit
-        await self._reloader.close()
-        await self._listeners.stop()
-        if late := await self._plane.drain(max(0.0, until - time.monotonic())):
-            _LOG.warning("%d connections were cut or refused: their calls did not end in time", late)
-        await self._close()
+        try:
+            with _whatever_fails():
+                await self._reloader.close()
+            with _whatever_fails():
+                await self._listeners.stop()
+            with _whatever_fails():
+                if late := await self._plane.drain(max(0.0, until - time.monotonic())):
+                    _LOG.warning("%d connections were cut or refused: their calls did not end in time", late)
+        finally:
+            await self._close()
         _LOG.info("ended", extra={"event": "ended"})
 
     async def _close(self) -> None:
-        await self._listeners.stop()
-        self._plane.close()
-        await self._admin.stop()
+        with _whatever_fails():
+            await self._listeners.stop()
+        with _whatever_fails():
+            self._plane.close()
+        with _whatever_fails():
+            await self._admin.stop()
 
     def _end_at_once(self, number: signal.Signals) -> None:
         _LOG.warning(
@@ -236,6 +248,15 @@ class Sidecert:
 
     def _handle(self, number: signal.Signals, callback: Any) -> None:
         asyncio.get_running_loop().add_signal_handler(number, callback)
+
+
+@contextmanager
+def _whatever_fails() -> Iterator[None]:
+    """Of the end: the steps that follow are taken all the same."""
+    try:
+        yield
+    except Exception:
+        _LOG.exception("a fault of sidecert's own at the end")
 
 
 def _load() -> Generation:

@@ -451,7 +451,11 @@ class Downstream(asyncio.Protocol):
             self._fault(exc)
 
     def abort(self) -> None:
-        self.cut()
+        """End at once, with whatever is under way."""
+        try:
+            self.cut()
+        except Exception as exc:  # it is cut all the same
+            log.error("an error of sidecert's own while a downstream connection was cut", exc_info=exc)
 
     def _refuse_connection(self, refusal: Refusal) -> None:
         if len(self._plane.leaving) >= self._limits.connections:

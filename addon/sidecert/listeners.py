@@ -86,6 +86,7 @@ class Listeners:
 
     async def _prepare(self, change: Change, configs: Sequence[ListenerConfig], file: Path) -> list[Problem]:
         problems = []
+        found = await self._look_up(configs)
         for number, config in enumerate(configs):
             label = config.bind.label
             try:
@@ -93,7 +94,9 @@ class Listeners:
                     self._set_mode(label, config.mode)
                     change.kept[label] = config
                     continue
-                addresses = await resolve(config.bind)
+                addresses = found[label]
+                if isinstance(addresses, BaseException):
+                    raise addresses
                 entry = change.opened[label] = _listen(config, addresses)
                 await self._make_servers(entry)
             except Unusable as exc:
@@ -111,6 +114,14 @@ class Listeners:
                 )
         return problems
 
+    async def _look_up(
+        self, configs: Sequence[ListenerConfig]
+    ) -> dict[str, Addresses | BaseException | None]:
+        """What `resolve` gave, or raised, for each that is not open, by label; all at the same time."""
+        binds = [config.bind for config in configs if config.bind.label not in self._open]
+        found = await asyncio.gather(*map(resolve, binds), return_exceptions=True)
+        return {bind.label: addresses for bind, addresses in zip(binds, found, strict=True)}
+
     def discard(self, change: Change) -> None:
         """Give up a change that was not committed."""
         for label in change.kept:
@@ -127,8 +138,9 @@ class Listeners:
             for sock in entry.sockets:
                 sock.close()
 
-    async def commit(self, change: Change) -> None:
-        """Accept on what was prepared, and stop what the change does not name.
+    async def commit(self, change: Change) -> Sequence[_Open]:
+        """Accept on what was prepared; gives what the change does not name, which is to be stopped
+        (`stop_removed`) and still accepts until then.
 
         A listener that is kept is not touched, but for the route that it is pinned to and who may call, which
         change before anything else is waited for: its callers are at the new routes already. An error leaves
@@ -140,15 +152,22 @@ class Listeners:
             for entry in change.opened.values():
                 for server in entry.servers:
                     await server.start_serving()
+            for entry in change.opened.values():
+                _log_listening(entry)
         except BaseException:
             self._apply(before)
             raise
-        removed = [label for label in self._open if label not in change.kept]
-        stopped = [self._open.pop(label) for label in removed]
-        self._open.update(change.opened)
-        for entry in change.opened.values():
-            _log_listening(entry)
-        await self._stop(stopped)
+        removed = [entry for label, entry in self._open.items() if label not in change.kept]
+        kept = {label: self._open[label] for label in self._open if label in change.kept}
+        self._open = {**kept, **change.opened}
+        return removed
+
+    async def stop_removed(self, removed: Sequence[_Open]) -> None:
+        """Accept what is queued at what `commit` gave, then close it. Raises nothing: a failure is logged."""
+        try:
+            await self._stop(removed)
+        except Exception:
+            _LOG.exception("a listener was not closed well by a fault of sidecert's own")
 
     def _apply(self, configs: Mapping[str, ListenerConfig]) -> None:
         for label, config in configs.items():
@@ -195,13 +214,17 @@ class Listeners:
         if any([close_to_new(sock) for entry in entries for sock in entry.sockets]):
             await asyncio.sleep(HANDSHAKES)
         for entry in entries:
-            for server in entry.servers:
-                server.close()
-            for sock in entry.sockets:
-                adopting += [self._adopt(entry, accepted) for accepted in accept_queued(sock)]
-                sock.close()
             label = entry.config.bind.label
-            _LOG.info("stopped listening on %s", label, extra={"event": "stopped", "listener": label})
+            try:
+                for server in entry.servers:
+                    server.close()
+                for sock in entry.sockets:
+                    with sock:
+                        adopting += [self._adopt(entry, accepted) for accepted in accept_queued(sock)]
+            except Exception:  # the others are to be closed all the same
+                _LOG.exception("%s was not closed well by a fault of sidecert's own", label)
+            else:
+                _LOG.info("stopped listening on %s", label, extra={"event": "stopped", "listener": label})
         await asyncio.gather(*adopting)
 
     async def _adopt(self, entry: _Open, accepted: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from sidecert.words import shown
 
 if TYPE_CHECKING:
     from sidecert.exchange import Caller, Exchange
+
+_LOG = logging.getLogger("sidecert.plane")
 
 DRAIN_GRACE = 1.0
 """Seconds that a drain waits for a request on a connection that has none under way: a caller that keeps its
@@ -216,8 +219,10 @@ class Plane:
         return True
 
     def close(self) -> None:
-        """End everything at once."""
-        for connection in [*self.connections, *self.leaving]:
-            connection.abort()
-        for pool in self.pools.values():
-            pool.abort()
+        """End everything at once. What fails keeps nothing else from its end."""
+        all_of_it: list[CallerConnection | Pool] = [*self.connections, *self.leaving, *self.pools.values()]
+        for each in all_of_it:
+            try:
+                each.abort()
+            except Exception:
+                _LOG.exception("an error of sidecert's own while everything was ended")

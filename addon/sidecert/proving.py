@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -81,12 +81,16 @@ class Proven:
 class Canary:
     """Proves the certificates of each new generation, and later again those that were refused.
 
-    `lock` is held by whoever puts a generation in force.
+    `lock` is held from the proof of a generation until it is in force; `put_in_force` does that, and gives
+    False where the sidecar is ending.
     """
 
-    def __init__(self, plane: Plane, lock: asyncio.Lock) -> None:
+    def __init__(
+        self, plane: Plane, lock: asyncio.Lock, put_in_force: Callable[[Generation], Awaitable[bool]]
+    ) -> None:
         self._plane = plane
         self._lock = lock
+        self._put_in_force = put_in_force
         self._held: Mapping[str, Held] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
         self._timer: asyncio.TimerHandle | None = None
@@ -135,7 +139,7 @@ class Canary:
         self._set_timer()
 
     def close(self) -> None:
-        """Put nothing in force any more."""
+        """Show nothing again any more."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -212,8 +216,9 @@ class Canary:
                 current = self._plane.generation
                 wanted = {id: held.wanted for id, held in self._held.items()}
                 proven = await self.prove(await _exchanged(current, wanted), again=True)
-                if proven.held.keys() != self._held.keys():
-                    self._plane.adopt(proven.generation)
+                changed = proven.held.keys() != self._held.keys()
+                if changed and not await self._put_in_force(proven.generation):
+                    return
                 self.settle(proven)
             except Exception as exc:
                 log.error("an error of sidecert's own while a certificate was proven again", exc_info=exc)

@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,17 @@ def look(paths: Iterable[Path]) -> Signatures:
     return {path: signature(path) for path in paths}
 
 
+class Look(Enum):
+    """What a look at the files found."""
+
+    SAME = auto()
+    """All is as it was read."""
+    MOVING = auto()
+    """Something has changed, and was not yet so a look ago: it may be half of a change."""
+    SETTLED = auto()
+    """Something has changed, and is as it was a look ago: there is something new to read."""
+
+
 class Watched:
     """Compares what is there with what was read, look by look."""
 
@@ -71,23 +83,23 @@ class Watched:
         self._known = dict(read)
         self._last = None
 
-    def is_changed(self, found: Signatures) -> bool:
-        """Whether the files are others than those that were read, and as they were a look ago."""
+    def compare(self, found: Signatures) -> Look:
+        """What is to be said of the files, which look like `found` now."""
         if found.keys() != self._known.keys() or found == self._known:
             self._last = None  # of other files than are watched by now; or all is as it was read
-            return False
+            return Look.SAME
         settled = found == self._last
         self._last = found
-        return settled
+        return Look.SETTLED if settled else Look.MOVING
 
 
-async def watch(watched: Watched, on_look: Callable[[bool], Awaitable[None]]) -> None:
-    """Look every `PERIOD`, for ever; `on_look` is told each time whether there is something new to read."""
+async def watch(watched: Watched, on_look: Callable[[Look], Awaitable[None]]) -> None:
+    """Look every `PERIOD`, for ever; `on_look` is told each time what was found."""
     while True:
         await asyncio.sleep(PERIOD)
         try:
             paths = watched.paths
             found = await in_thread("watch", lambda paths=paths: look(paths))  # type: ignore[misc]
-            await on_look(watched.is_changed(found))
+            await on_look(watched.compare(found))
         except Exception:
             _LOG.exception("a look at the files failed by a fault of sidecert's own")

@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -201,6 +202,26 @@ def test_an_address_that_cannot_be_had_fails_the_whole_reload(
     assert running.get("http://two.test/").status == 403
 
 
+def test_an_address_that_becomes_free_is_taken_by_itself(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """And with it the certificate that was rotated at that time: no file will change once more for it."""
+    files = pki.ca.caller("first").write(tmp_path, "me")
+    running = sidecar(
+        route("one", recorder, trust=pki.trust, credential="me"), credentials={"me": files.config}
+    )
+    with socket.create_server(("127.0.0.3", 0)) as taken:
+        text = _config(running)
+        text["listeners"].append({"bind": f"127.0.0.3:{taken.getsockname()[1]}"})
+        running.rewrite(text)
+        pki.ca.caller("second").write(tmp_path, "me")
+        assert _reload(running).status == 422
+    running.wait_for(lambda: running.metric("sidecert_config_generation") == 2, 20)
+    assert running.get("http://one.test/").status == 200
+    assert recorder.requests[-1].subject == "second"
+    assert running.metric("sidecert_config_reloads_total", result="failed") == 1
+
+
 def test_a_kept_connection_follows_its_listeners_new_pin(
     sidecar: StartSidecar, peers: Peers, pki: Pki
 ) -> None:
@@ -233,7 +254,7 @@ def test_moving_the_admin_endpoint_needs_a_restart(
 
 
 def test_many_reloads_at_once_all_count(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
-    """They wait for each other, calls go on meanwhile, and nothing is left over: no file, no thread."""
+    """Those that come while another is under way share the next one, calls go on meanwhile, and nothing is left over: no file, no thread."""
     running = sidecar(route("one", recorder, trust=pki.trust))
     _reload(running)
     before = running.descriptors()
@@ -245,7 +266,7 @@ def test_many_reloads_at_once_all_count(sidecar: StartSidecar, recorder: TlsReco
     for thread in threads:
         thread.join()
     assert [answer.status for answer in answers] == [200] * 20
-    assert running.metric("sidecert_config_generation") == 22
+    assert 3 <= (running.metric("sidecert_config_generation") or 0) <= 22
     assert running.descriptors() <= before + 4  # the two connections of the call, and of the scrapes
 
 

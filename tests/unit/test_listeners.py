@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+import sidecert.listeners
 import sidecert.sockets
 from sidecert.config.models import ListenerConfig
 from sidecert.errors import ConfigError
@@ -55,9 +56,13 @@ def _config(text: str, route: str | None = None, folder: Path | None = None) -> 
     return ListenerConfig.model_validate({"bind": text, "route": route}, context={"folder": folder})
 
 
+async def _change(listeners: Listeners, configs: Sequence[ListenerConfig]) -> None:
+    await listeners.stop_removed(await listeners.commit(await listeners.prepare(configs, FILE)))
+
+
 async def _open(*configs: ListenerConfig) -> Listeners:
     listeners = Listeners(_Greeter)
-    await listeners.commit(await listeners.prepare(configs, FILE))
+    await _change(listeners, configs)
     return listeners
 
 
@@ -264,7 +269,7 @@ def test_a_change_leaves_what_it_keeps_alone(run: Run) -> None:
         kept, removed, added = _config("127.0.0.1:0"), _config("localhost:0"), _config("127.0.0.2:0")
         listeners = await _open(kept, removed)
         before = listeners.addresses
-        await listeners.commit(await listeners.prepare([kept, added], FILE))
+        await _change(listeners, [kept, added])
         after = listeners.addresses
         assert after["127.0.0.1:0"] == before["127.0.0.1:0"]
         assert list(after) == ["127.0.0.1:0", "127.0.0.2:0"]
@@ -313,7 +318,7 @@ def test_a_kept_listener_can_be_pinned_to_another_route(run: Run) -> None:
 
     async def scenario() -> None:
         listeners = await _open(_config("127.0.0.1:0", "one"))
-        await listeners.commit(await listeners.prepare([_config("127.0.0.1:0", "two")], FILE))
+        await _change(listeners, [_config("127.0.0.1:0", "two")])
         (address,) = listeners.addresses["127.0.0.1:0"]
         assert await _greeting(address) == "127.0.0.1:0 two nodelay"
         await listeners.stop()
@@ -328,7 +333,7 @@ def test_listeners_can_be_opened_again(run: Run) -> None:
         listeners = await _open(_config("127.0.0.1:0"))
         await listeners.stop()
         assert not listeners.is_open
-        await listeners.commit(await listeners.prepare([_config("127.0.0.1:0")], FILE))
+        await _change(listeners, [_config("127.0.0.1:0")])
         assert await _greeting(listeners.addresses["127.0.0.1:0"][0]) == "127.0.0.1:0 None nodelay"
         await listeners.stop()
 
@@ -353,7 +358,7 @@ def test_a_listener_knows_its_own_names(text: str, hosts: set[str]) -> None:
 
     async def scenario() -> None:
         listeners = Listeners(note)
-        await listeners.commit(await listeners.prepare([_config(text)], FILE))
+        await _change(listeners, [_config(text)])
         await _greeting(listeners.addresses[text][0])
         await listeners.stop()
 
@@ -389,6 +394,53 @@ def test_a_change_that_fails_at_the_very_end_leaves_everything_as_it_was(run: Ru
         assert await _greeting(before["127.0.0.1:0"][0]) == "127.0.0.1:0 one nodelay"
         assert not (tmp_path / "in.sock").exists()
         await listeners.stop()
+
+    run(scenario())
+
+
+def test_a_failure_to_stop_the_old_ones_leaves_the_new_ones_open(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The change is in force by then: it is logged, and each of the others is closed all the same."""
+
+    async def scenario() -> None:
+        listeners = await _open(_config("127.0.0.1:0"), _config("localhost:0"))
+        before = listeners.addresses
+        accept_queued, calls = sidecert.listeners.accept_queued, 0
+
+        def fail_once(sock: socket.socket) -> Iterator[socket.socket]:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise RuntimeError("ours")
+            return accept_queued(sock)
+
+        monkeypatch.setattr(sidecert.listeners, "accept_queued", fail_once)
+        await _change(listeners, [_config("127.0.0.2:0")])
+        assert list(listeners.addresses) == ["127.0.0.2:0"]
+        assert await _greeting(listeners.addresses["127.0.0.2:0"][0]) == "127.0.0.2:0 None nodelay"
+        with pytest.raises(ConnectionRefusedError):
+            _connect(before["localhost:0"][0])
+        await listeners.stop()
+
+    run(scenario())
+    assert sum(record.exc_info is not None for record in caplog.records) == 1
+
+
+def test_names_are_looked_up_at_the_same_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name servers that are dead cost the time of one name, not of each."""
+    together = threading.Barrier(3)
+
+    def meet(*_: object, **__: object) -> Any:
+        together.wait(10)
+        raise socket.gaierror(socket.EAI_NONAME, "at last")
+
+    monkeypatch.setattr(sidecert.sockets.socket, "getaddrinfo", meet)
+
+    async def scenario() -> None:
+        problems = await _problems(*(_config(f"{name}.test:0") for name in ("one", "two", "three")))
+        assert len(problems) == 3
+        assert all("is not an address of this machine" in problem for problem in problems)
 
     run(scenario())
 

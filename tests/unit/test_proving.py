@@ -48,7 +48,8 @@ class Stage:
         self.plane = Plane(Metrics(CollectorRegistry()))
         self.plane.adopt(self.load(first))
         self.lock = asyncio.Lock()
-        self.canary = Canary(self.plane, self.lock)
+        self.ending = False
+        self.canary = Canary(self.plane, self.lock, self.put_in_force)
 
     def load(self, files: Files, number: int = 1) -> Generation:
         return generation(self._folder, config(self.routes, {"me": files.config}), number)
@@ -59,6 +60,12 @@ class Stage:
             self.plane.adopt(proven.generation)
             self.canary.settle(proven)
         return proven
+
+    async def put_in_force(self, new: Generation) -> bool:
+        """As the reloader does it."""
+        if not self.ending:
+            self.plane.adopt(new)
+        return not self.ending
 
     @property
     def subject(self) -> str:
@@ -273,6 +280,7 @@ def test_nothing_is_put_in_force_once_the_sidecar_ends(
             await stage.rotate(files["good"])
             tried = stage.answer(monkeypatch, wait)
             await asked.wait()
+            stage.ending = True
             stage.canary.close()
             go.set()
             async with stage.lock:

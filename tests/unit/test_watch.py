@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sidecert.watch as module
-from sidecert.watch import Signatures, Watched, look, signature, watch
+from sidecert.watch import Look, Signatures, Watched, look, signature, watch
 from support.rotation import SecretVolume, move_over
 
 
@@ -92,8 +92,10 @@ def test_a_change_counts_once_two_looks_agree() -> None:
     one, two, three = _states(Path("a"))
     watched = Watched()
     watched.set_known(one)
-    assert [watched.is_changed(found) for found in (one, two, three, two, two)] == [False] * 4 + [True]
-    assert [watched.is_changed(found) for found in (one, two, one, two)] == [False] * 4
+    same, moving, settled = Look.SAME, Look.MOVING, Look.SETTLED
+    said = [watched.compare(found) for found in (one, two, three, two, two)]
+    assert said == [same, moving, moving, moving, settled]
+    assert [watched.compare(found) for found in (one, two, one, two)] == [same, moving, same, moving]
 
 
 def test_what_was_read_in_the_meantime_is_no_change() -> None:
@@ -101,12 +103,12 @@ def test_what_was_read_in_the_meantime_is_no_change() -> None:
     one, two, three = _states(Path("a"))
     watched = Watched()
     watched.set_known(one)
-    assert not watched.is_changed(two)
+    assert watched.compare(two) is Look.MOVING
     watched.set_known(two)
-    assert not watched.is_changed(two)
-    assert not watched.is_changed(three)
+    assert watched.compare(two) is Look.SAME
+    assert watched.compare(three) is Look.MOVING
     watched.set_known({Path("b"): one[Path("a")]})
-    assert not watched.is_changed(three)  # a look at files that are not watched any more
+    assert watched.compare(three) is Look.SAME  # a look at files that are not watched any more
     assert watched.paths == (Path("b"),)
 
 
@@ -125,10 +127,10 @@ def test_a_look_that_hangs_holds_up_nothing_and_is_the_only_one(
 
     monkeypatch.setattr(module, "look", hang)
     monkeypatch.setattr(module, "PERIOD", 0.001)
-    told: list[bool] = []
+    told: list[Look] = []
 
-    async def tell(changed: bool) -> None:
-        told.append(changed)
+    async def tell(look: Look) -> None:
+        told.append(look)
 
     async def scenario() -> None:
         watching = asyncio.create_task(watch(Watched(), tell))
@@ -151,10 +153,10 @@ def test_a_fault_of_our_own_does_not_end_the_watch(
 ) -> None:
     """It is logged, and the next look comes."""
     monkeypatch.setattr(module, "PERIOD", 0.001)
-    told: list[bool] = []
+    told: list[Look] = []
 
-    async def fail(changed: bool) -> None:
-        told.append(changed)
+    async def fail(look: Look) -> None:
+        told.append(look)
         raise RuntimeError("ours")
 
     async def scenario() -> None:
