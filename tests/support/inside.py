@@ -48,7 +48,10 @@ def generation(folder: Path, config: Mapping[str, Any], number: int = 1) -> Gene
 
 def leftovers(plane: Plane) -> dict[str, Any]:
     """What calls have left behind in `plane`, by what it is."""
-    found: dict[str, Any] = {"downstream connections": len(plane.connections)}
+    found: dict[str, Any] = {
+        "downstream connections": len(plane.connections),
+        "refused connections": len(plane.leaving),
+    }
     for name, pool in plane.pools.items():
         idle = [connection for each in pool._idle.values() for connection in each]
         found[f"{name} in progress"] = pool.stats.in_progress
