@@ -254,7 +254,8 @@ def test_moving_the_admin_endpoint_needs_a_restart(
 
 
 def test_many_reloads_at_once_all_count(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
-    """Those that come while another is under way share the next one, calls go on meanwhile, and nothing is left over: no file, no thread."""
+    """Those that come while another is under way share the next one, calls go on meanwhile, and
+    nothing is left over: no file, no thread."""
     running = sidecar(route("one", recorder, trust=pki.trust))
     _reload(running)
     before = running.descriptors()
