@@ -151,10 +151,12 @@ class Downstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._stats.connections -= 1
-        self._plane.forget(self)
         try:
-            self._leave_exchange()
-            self.deadline.close()
+            try:
+                self._leave_exchange()
+                self.deadline.close()
+            finally:
+                self._plane.forget(self)
         except Exception as error:
             log.error("an error of sidecert's own after a downstream connection", exc_info=error)
 
@@ -294,11 +296,15 @@ class Downstream(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """The loop has been round: read on where we were."""
-        data, self._later = self._later, b""
-        if not data or self._closing:
+        try:
+            data, self._later = self._later, b""
+            if not data or self._closing:
+                return
+            if not self._reading_paused:
+                self._transport.resume_reading()
+        except Exception as exc:
+            self._fault(exc)
             return
-        if not self._reading_paused:
-            self._transport.resume_reading()
         self.data_received(data)
 
     def _feed(self, reader: BodyReader, data: bytes) -> bytes | None:

@@ -308,15 +308,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _flush(self, rest: Outflow) -> None:
         """End a closed connection whose upstream reads nothing any more."""
-        wait = 0.0
         try:
-            wait = rest.patience()
-        finally:
-            assert self._transport is not None
-            if wait:
+            if wait := rest.patience():
                 self._loop.call_later(wait, self._flush, rest)
-            elif not self._lost:
-                self._transport.abort()
+                return
+        except Exception as exc:
+            log.error("an error of sidecert's own at a closed upstream connection", exc_info=exc)
+        if not self._lost:
+            assert self._transport is not None
+            self._transport.abort()
 
     def outflow(self, limit: float) -> Outflow:
         """What of the requests is still to leave."""
@@ -400,14 +400,22 @@ class UpstreamConnection(asyncio.Protocol):
         return True
 
     def eof_received(self) -> None:
-        self._end(Ending.EOF)
+        try:
+            self._end(Ending.EOF)
+        except Exception as exc:
+            self._fault(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        if exc is not None:
-            self._read_what_is_left()
-        self._disown_socket()
-        self._end(Ending.EOF if exc is None else Ending.RESET, "" if exc is None else str(exc))
+        try:
+            try:
+                if exc is not None:
+                    self._read_what_is_left()
+            finally:
+                self._disown_socket()
+            self._end(Ending.EOF if exc is None else Ending.RESET, "" if exc is None else str(exc))
+        except Exception as error:
+            self._fault(error)
 
     def _read_what_is_left(self) -> None:
         """Take what had come before the connection was found to be reset.
@@ -490,8 +498,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._loop.call_soon(self._breathed)
 
     def _breathed(self) -> None:
-        if not self._reading_paused and self._state is not _State.ENDED and self._transport is not None:
-            self._transport.resume_reading()
+        try:
+            if not self._reading_paused and self._state is not _State.ENDED and self._transport is not None:
+                self._transport.resume_reading()
+        except Exception as exc:
+            self._fault(exc)
 
     def _tell(self, exchange: AnswerTaker, heads: tuple[ResponseHead, ...], piece: bytes, done: bool) -> None:
         for head in heads:

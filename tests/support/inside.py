@@ -70,6 +70,7 @@ class Inside:
         self.plane: Plane
         self.loop: asyncio.AbstractEventLoop
         self.address: tuple[str, int]
+        self.listener: Listener
         self.errors: list[dict[str, Any]] = []
         self._first = first
         self.kind: LoopKind = kind
@@ -138,8 +139,8 @@ class Inside:
         self._stopping = asyncio.Event()
         self.plane = Plane(Metrics(CollectorRegistry()))
         self.plane.adopt(self._first)
-        listener = Listener("127.0.0.1:0", None, frozenset())
-        server = await self.loop.create_server(lambda: accept(self.plane, listener), "127.0.0.1", 0)
+        self.listener = Listener("127.0.0.1:0", None, frozenset())
+        server = await self.loop.create_server(lambda: accept(self.plane, self.listener), "127.0.0.1", 0)
         self.address = server.sockets[0].getsockname()[:2]
         self._ready.set()
         await self._stopping.wait()
