@@ -27,6 +27,8 @@ class Callers:
     label: str
     allow: tuple[Network, ...] | None = None
     origins: frozenset[str] = frozenset()
+    gone: bool = False
+    """The listener has been removed: what comes in on its connections is served by no rules any more."""
     _known: Memo[str, bool] = field(default_factory=Memo, compare=False, repr=False)
 
     @classmethod

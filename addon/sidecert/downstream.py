@@ -206,6 +206,12 @@ class Downstream(asyncio.Protocol):
     def _check_caller(self) -> None:
         """Raises Refusal where the caller's address may not call; a reload may have changed that."""
         callers = self.listener.callers
+        if callers.gone and self._served:
+            raise Refusal.of(
+                Reason.NO_ROUTE,
+                f"The listener {callers.label}, which this connection was made to, has been removed.",
+                "Call on a listener that the config has.",
+            )
         callers.check_address(self.addresses()[0])
         self._checked_by = callers
 

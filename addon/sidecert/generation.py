@@ -166,6 +166,9 @@ def build(
     """
     files = {} if files is None else files
     files[path] = signature(path)
+    if before is not None and path.is_fifo():  # at the start it may be one: `-c <(...)`
+        wrong, right = "this is a named pipe by now, which may never be written", "put the config file back"
+        raise ConfigError([Problem(str(path), None, "", wrong, right)])
     draft = configs.read(path)
     now = time.time() if now is None else now
     builder = _Builder(draft, environ, now, files, before or {})

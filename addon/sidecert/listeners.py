@@ -13,7 +13,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sidecert.backlog import HANDSHAKES, close_to_new
@@ -158,6 +158,8 @@ class Listeners:
             self._apply(before)
             raise
         removed = [entry for label, entry in self._open.items() if label not in change.kept]
+        for entry in removed:
+            entry.listener.callers = replace(entry.listener.callers, gone=True)
         kept = {label: self._open[label] for label in self._open if label in change.kept}
         self._open = {**kept, **change.opened}
         return removed

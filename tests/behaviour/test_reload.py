@@ -186,6 +186,50 @@ def test_listeners_come_and_go_with_a_reload(
         connect(removed)
 
 
+def test_connection_of_a_removed_listener_is_served_by_no_rules_of_the_past(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """Nor where the address comes back with other rules; what was under way is answered."""
+    listeners = [{"bind": "127.0.0.1:0"}, {"bind": "127.0.0.2:0", "route": "one", "allow": ["127.0.0.0/8"]}]
+    running = sidecar(route("one", recorder, trust=pki.trust), listeners=listeners)
+    gate = threading.Event()
+    with Caller(running.addresses["127.0.0.2:0"]) as idle, Caller(running.addresses["127.0.0.2:0"]) as busy:
+        assert idle.get("/").status == 200
+        recorder.answer = gated(gate, b"first", b"last")
+        busy.connection.request("GET", "/")
+        response = busy.connection.getresponse()
+        assert response.read(5) == b"first"
+        text = _config(running)
+        running.rewrite({**text, "listeners": listeners[:1]})
+        assert _reload(running).status == 200
+        gate.set()
+        assert response.read() == b"last"
+        recorder.answer = fixed()
+        running.rewrite(text)
+        assert _reload(running).status == 200
+        for caller in (idle, busy):
+            refused = caller.get("/")
+            assert refused.status == 403
+            assert "has been removed" in refused.json()["detail"]
+    assert len(recorder.requests) == 2
+
+
+def test_config_that_becomes_a_pipe_holds_no_reload_up(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """It would be read for ever; once it is a file again, it is read."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    text = running.path.read_text()
+    running.path.unlink()
+    os.mkfifo(running.path)
+    answer = _reload(running)
+    assert answer.status == 422
+    assert "named pipe" in answer.json()["problems"][0]["wrong"]
+    running.path.unlink()
+    running.path.write_text(text)
+    assert _reload(running).status == 200
+
+
 def test_an_address_that_cannot_be_had_fails_the_whole_reload(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, peers: Peers
 ) -> None:

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from sidecert.callers import LOOPBACK_ONLY, Callers, Sparing
+from sidecert.callers import LOOPBACK_ONLY, Callers
 from sidecert.config.callers import ANY_ORIGIN, EVERYWHERE
 from sidecert.errors import Refusal
 
@@ -18,12 +18,9 @@ def allowing(*networks: str) -> Callers:
 def lets_in(callers: Callers, peer: object) -> bool:
     try:
         callers.check_address(peer)
-    except Refusal as refusal:
-        told = refusal
-    else:
-        return True
-    assert (told.outcome, told.status) == ("caller_not_allowed", 403)
-    return False
+    except Refusal:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -137,17 +134,3 @@ def test_a_long_origin_is_shown_in_part() -> None:
     with pytest.raises(Refusal) as caught:
         LOOPBACK_ONLY.check_page("https://" + "a" * 60000)
     assert len(caught.value.detail) < 500
-
-
-def test_of_lines_alike_one_a_second_is_written() -> None:
-    """It says how many were left out before it."""
-    sparing = Sparing()
-    assert [sparing.left_out(now) for now in (5.0, 5.1, 5.9, 6.0, 6.5, 9.0, 11.0)] == [
-        0,
-        None,
-        None,
-        2,
-        None,
-        1,
-        0,
-    ]
