@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -18,7 +17,7 @@ import yaml
 
 from conftest import StartSidecar
 from support.certs import Pki
-from support.clients import Answer, Caller, Talker, call, connect
+from support.clients import Answer, Caller, call, connect
 from support.peers import Peers
 from support.recorder import TlsRecorder, fixed, gated
 from support.sidecar import Sidecar, config, route
@@ -225,6 +224,7 @@ def test_config_that_becomes_a_pipe_holds_no_reload_up(
     answer = _reload(running)
     assert answer.status == 422
     assert "named pipe" in answer.json()["problems"][0]["wrong"]
+    assert running.get("http://one.test/").status == 200
     running.path.unlink()
     running.path.write_text(text)
     assert _reload(running).status == 200
@@ -357,18 +357,3 @@ def _keeps_sighup(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
     return bool(int(mask, 16) & 1)
-
-
-def test_a_file_that_hangs_holds_up_neither_calls_nor_the_end(
-    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
-) -> None:
-    """Here a pipe that nobody writes to; a network file system that is gone is the same."""
-    running = sidecar(route("one", recorder, trust=pki.trust))
-    running.path.unlink()
-    os.mkfifo(running.path)
-    with Talker(running.admin) as asking:
-        asking.send(b"POST /-/reload HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        for _ in range(20):
-            assert running.get("http://one.test/").status == 200
-        assert not select.select([asking.sock], [], [], 0.5)[0]  # it hangs all the same
-        running.stop()

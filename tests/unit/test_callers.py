@@ -85,12 +85,12 @@ def test_a_unix_socket_asks_for_no_address() -> None:
 
 
 def test_a_stranger_is_told_what_to_write() -> None:
-    """The address as a rule would have it, without its zone and as IPv4."""
+    """The address as a rule would have it, without its zone and as IPv4, beside those that may call already."""
     for peer, written in (("::ffff:10.1.2.3", "10.1.2.3"), ("fe80::1%eth0", "fe80::1"), ("", "unknown")):
         with pytest.raises(Refusal) as caught:
             allowing("192.0.2.0/24").check_address((peer, 1))
         assert f"The caller's address, {written}, is none" in caught.value.detail
-        assert f"`allow: [{written}]`" in caught.value.remedy
+        assert f"`allow: [192.0.2.0/24, {written}]`" in caught.value.remedy
 
 
 def test_rules_are_alike_whatever_they_have_been_asked() -> None:
