@@ -33,7 +33,7 @@ import sidecert.exchange
 import sidecert.refusals
 import sidecert.upstream
 from sidecert.attempt import Attempt
-from sidecert.callers import LOOPBACK_ONLY, Callers, Sparing
+from sidecert.callers import LOOPBACK_ONLY, Callers
 from sidecert.circuit import CircuitOpen, Circuits, Try
 from sidecert.downstream import Downstream
 from sidecert.exchange import Exchange
@@ -41,6 +41,7 @@ from sidecert.http1 import AnswerReader, RequestParser, ResponseParser, answer_r
 from sidecert.metrics import RouteStats
 from sidecert.plane import Plane
 from sidecert.pool import Pool
+from sidecert.sparing import Sparing
 from sidecert.timers import Deadline, Timers
 from sidecert.tls import TlsStream
 from sidecert.upstream import UpstreamConnection
@@ -940,7 +941,7 @@ class World:
         plane = self.inside.plane
         plane.draining = plane.expired = False
         plane._emptied = None
-        plane.strangers_logged = Sparing()
+        plane.connections_refused = Sparing()
         # anew, so that it does not know the caller yet
         self.inside.listener.callers = Callers(LOOPBACK_ONLY.label, LOOPBACK_ONLY.allow)
 

@@ -18,9 +18,12 @@ def allowing(*networks: str) -> Callers:
 def lets_in(callers: Callers, peer: object) -> bool:
     try:
         callers.check_address(peer)
-    except Refusal:
-        return False
-    return True
+    except Refusal as refusal:
+        told = refusal
+    else:
+        return True
+    assert (told.outcome, told.status) == ("caller_not_allowed", 403)
+    return False
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_a_unix_socket_asks_for_no_address() -> None:
 
 
 def test_a_stranger_is_told_what_to_write() -> None:
-    """The address as a rule would have it, without its zone and as IPv4, beside those that may call already."""
+    """The address as a rule would have it, beside those that may call already."""
     for peer, written in (("::ffff:10.1.2.3", "10.1.2.3"), ("fe80::1%eth0", "fe80::1"), ("", "unknown")):
         with pytest.raises(Refusal) as caught:
             allowing("192.0.2.0/24").check_address((peer, 1))
