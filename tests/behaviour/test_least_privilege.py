@@ -46,8 +46,7 @@ class Confined(Sidecar):
         self.path = folder / "sidecert.yaml"
         self.rewrite(whole)
         self._log = folder.parent / f"{folder.name}.log"
-        self._stopped = False
-        self.addresses = {}
+        self._begin_log()
         environment = {"PATH": os.environ["PATH"], **({} if home is None else {"HOME": home})}
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(

@@ -90,10 +90,7 @@ class Sidecar:
         self.path = folder / "sidecert.yaml"
         self.rewrite(config)
         self._log = folder / "stderr.log"
-        self._listened_to = 0  # bytes of the log
-        self._listening: list[Address] = []
-        self._stopped = False
-        self.addresses: dict[str, Address] = {}
+        self._begin_log()
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
                 [PROGRAM, "run", "-c", str(self.path), *arguments],
@@ -134,6 +131,13 @@ class Sidecar:
         """The addresses of all listeners in the config's order, also where several share a bind string."""
         self._read_on()
         return list(self._listening)
+
+    def _begin_log(self) -> None:
+        """Nothing has been read of it yet."""
+        self._listened_to = 0  # bytes of the log
+        self._listening: list[Address] = []
+        self._stopped = False
+        self.addresses: dict[str, Address] = {}
 
     def _read_on(self) -> None:
         """What the log has more about listeners than at the last look: it may be long."""
