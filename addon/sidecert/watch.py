@@ -22,6 +22,9 @@ _LOG = logging.getLogger("sidecert.watch")
 
 PERIOD = 1.0
 """Seconds between two looks. A change counts with the second look that finds it so."""
+_PATIENCE = 5
+"""Looks. What has not rested for so many is read as it is, and again after as many, and keeps nothing else
+waiting: somebody writes it all the time."""
 
 
 class Signature(NamedTuple):
@@ -73,6 +76,11 @@ class Watched:
     def __init__(self) -> None:
         self._known: Signatures = {}
         self._last: Signatures | None = None
+        self._unread = 0
+        """Looks in a row that found something else than was read."""
+        self._restless: set[Path] = set()
+        """What has been read as it was, not having rested, and has not rested since."""
+        self._told: set[Path] = set()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -82,15 +90,40 @@ class Watched:
         """These have been read, when they looked like this; from now on they are what is watched."""
         self._known = dict(read)
         self._last = None
+        self._unread = 0
+        self._told &= read.keys()
 
     def compare(self, found: Signatures) -> Look:
         """What is to be said of the files, which look like `found` now."""
         if found.keys() != self._known.keys() or found == self._known:
-            self._last = None  # of other files than are watched by now; or all is as it was read
+            # Of other files than are watched by now; or all is as it was read.
+            self._last, self._unread = None, 0
+            self._restless.clear()
             return Look.SAME
-        settled = found == self._last
+        before = self._known if self._last is None else self._last
         self._last = found
-        return Look.SETTLED if settled else Look.MOVING
+        self._unread += 1
+        moving = {path for path, state in found.items() if state != before[path]}
+        self._restless &= moving
+        if self._unread > _PATIENCE:
+            self._tell(moving - self._restless)
+            self._restless |= moving
+            return Look.SETTLED
+        if moving - self._restless:
+            return Look.MOVING
+        rests = any(found[path] != self._known[path] for path in found.keys() - moving)
+        return Look.SETTLED if rests else Look.SAME
+
+    def _tell(self, paths: Iterable[Path]) -> None:
+        for path in set(paths) - self._told:
+            self._told.add(path)
+            fields = {"event": "file_restless", "file": str(path)}
+            _LOG.warning(
+                "%s is being changed all the time, and is read as it is every %g s",
+                path,
+                _PATIENCE * PERIOD,
+                extra=fields,
+            )
 
 
 async def watch(watched: Watched, on_look: Callable[[Look], Awaitable[None]]) -> None:

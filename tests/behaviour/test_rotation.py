@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import signal
 import threading
@@ -155,6 +157,36 @@ def test_a_bad_file_is_kept_out_and_told_once(
     assert running.metric("sidecert_config_reloads_total", result="failed") == 1
     assert _caller(running, recorder) == "first"
     assert recorder.connections == 1  # the idle connection has outlived all of it
+
+
+def test_a_file_that_never_rests_keeps_no_other_from_being_read(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Somebody writes the trust file all the time; the certificate is renewed all the same."""
+    busy = tmp_path / "busy.pem"
+    shutil.copy(pki.trust, busy)
+    mine = {name: str(path) for name, path in files.items()}
+    running = sidecar(route("one", recorder, trust=busy, credential="me"), credentials={"me": mine})
+    stop = threading.Event()
+
+    def write_on() -> None:
+        for count in itertools.count():
+            if stop.wait(0.2):
+                return
+            os.utime(busy, ns=(count, count))  # its content stays whole: that it changes is what counts
+
+    writer = threading.Thread(target=write_on, daemon=True)
+    writer.start()
+    try:
+        running.wait_for(lambda: bool(running.events("file_restless")), 15)
+        second = pki.ca.caller("second")
+        move_over(files["key"], second.key_pem())
+        move_over(files["certificate"], second.certificate_pem())
+        running.wait_for(lambda: _caller(running, recorder) == "second", 15)
+    finally:
+        stop.set()
+        writer.join()
+    assert [each["file"] for each in running.events("file_restless")] == [str(busy)]
 
 
 def test_files_that_come_after_the_config_that_names_them_are_nobodys_trouble(

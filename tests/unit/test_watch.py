@@ -112,6 +112,41 @@ def test_what_was_read_in_the_meantime_is_no_change() -> None:
     assert watched.paths == (Path("b"),)
 
 
+def _at(**states: int) -> Signatures:
+    return {Path(name): module.Signature(None, 1, state) for name, state in states.items()}
+
+
+def test_what_never_rests_is_read_as_it_is_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """After some seconds, and every so often from then on; its path is in the log, once."""
+    watched = Watched()
+    watched.set_known(_at(log=0, key=0))
+    said = []
+    for state in range(1, 19):
+        found = _at(log=state, key=0)
+        said.append(watched.compare(found))
+        if said[-1] is Look.SETTLED:
+            watched.set_known(found)
+    first = [Look.MOVING] * 5 + [Look.SETTLED]
+    assert said == first + ([Look.SAME] * 5 + [Look.SETTLED]) * 2
+    [told] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "log is being changed all the time" in told.getMessage()
+
+
+def test_what_never_rests_holds_up_no_other_file() -> None:
+    """Another file counts as soon as two looks at it agree, as ever; and what rests again does so too."""
+    watched = Watched()
+    watched.set_known(_at(log=0, key=0))
+    for state in range(1, 7):
+        last = watched.compare(_at(log=state, key=0))
+    assert last is Look.SETTLED
+    watched.set_known(_at(log=6, key=0))
+    said = [watched.compare(_at(log=7, key=1)), watched.compare(_at(log=8, key=1))]
+    assert said == [Look.MOVING, Look.SETTLED]
+    watched.set_known(_at(log=8, key=1))
+    said = [watched.compare(_at(log=state, key=1)) for state in (9, 9, 10)]
+    assert said == [Look.SAME, Look.SETTLED, Look.MOVING]
+
+
 def test_a_look_that_hangs_holds_up_nothing_and_is_the_only_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
