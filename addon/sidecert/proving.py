@@ -1,4 +1,4 @@
-"""A new certificate is shown to the upstreams before calls depend on it, as a canary is taken down a mine.
+"""A new certificate is proven: shown to the upstreams before calls depend on it.
 
 At a reload, each credential whose certificates have changed is presented to the upstreams that it was in use
 for. Where one refuses it, and not the one before as well, the credential keeps the one before as long as that
@@ -78,7 +78,7 @@ class Proven:
     """What the log is to say once it is in force."""
 
 
-class Canary:
+class Prover:
     """Proves the certificates of each new generation, and later again those that were refused.
 
     `lock` is held from the proof of a generation until it is in force; `put_in_force` does that, and gives

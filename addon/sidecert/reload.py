@@ -16,7 +16,7 @@ from sidecert.generation import Generation, build
 from sidecert.hardening import allow_open_files
 from sidecert.listeners import Change, Listeners
 from sidecert.plane import Plane
-from sidecert.proving import Canary
+from sidecert.proving import Prover
 from sidecert.threads import in_thread
 from sidecert.watch import Look, Signatures, Watched, watch
 
@@ -39,7 +39,8 @@ class Reload:
 
 
 class Reloader:
-    """Puts one generation after another in force, for whoever asks, for a changed file, and for the canary.
+    """Puts one generation after another in force, for whoever asks, for a changed file, and for a proof that
+    was made again.
 
     One reload is under way at a time, and at most one waits for it, on behalf of all who have come meanwhile.
     """
@@ -54,7 +55,7 @@ class Reloader:
         """From the proof of a generation until it is in force: it was proven against the one before."""
         self._adopting = asyncio.Lock()
         """While it takes the place of the one before: the end waits for no more than that."""
-        self._canary = Canary(plane, self._deciding, self._put_in_force)
+        self._prover = Prover(plane, self._deciding, self._put_in_force)
         self._closed = False
         self._waiting: asyncio.Task[Reload] | None = None
         """The reload that has not begun to read anything."""
@@ -89,7 +90,7 @@ class Reloader:
         """Let no reload change anything any more. One that is just changing it comes to its end first; none
         that reads files, looks up names or proves a certificate is waited for."""
         self._closed = True
-        self._canary.close()
+        self._prover.close()
         async with self._adopting:
             if self._watching is not None:
                 self._watching.cancel()
@@ -100,7 +101,7 @@ class Reloader:
             self._under_way, self._waiting = self._waiting, None
             found = await self._attempt()
             self._tell(found)
-            return replace(found, problems=(*found.problems, *self._canary.problems)) if found.ok else found
+            return replace(found, problems=(*found.problems, *self._prover.problems)) if found.ok else found
 
     async def _looked(self, look: Look) -> None:
         """There was a look at the files, one a second.
@@ -163,7 +164,7 @@ class Reloader:
         if self._closed:
             raise ConfigError([self._ending()])
         current = self._plane.generation
-        proven = await self._canary.prove(new)
+        proven = await self._prover.prove(new)
         new = proven.generation
         warnings = (*new.warnings, *_needs_restart(current, new), *allow_open_files(new))
         new = replace(new, warnings=warnings)
@@ -174,7 +175,7 @@ class Reloader:
         except BaseException:
             self._listeners.discard(change)
             raise
-        self._canary.settle(proven)
+        self._prover.settle(proven)
         return warnings
 
     async def _put_in_force(self, new: Generation, change: Change | None = None) -> bool:

@@ -19,7 +19,7 @@ from sidecert.generation import Generation
 from sidecert.metrics import Metrics
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Plane
-from sidecert.proving import AT_ONCE, MOST_UPSTREAMS, Canary, Proven
+from sidecert.proving import AT_ONCE, MOST_UPSTREAMS, Proven, Prover
 from support.certs import Files, Pki
 from support.inside import generation
 from support.peers import Peers
@@ -41,7 +41,7 @@ class Place:
 
 
 class Stage:
-    """A plane under a first generation, and a canary for the next ones. Made inside an event loop."""
+    """A plane under a first generation, and a `Prover` for the next ones. Made inside an event loop."""
 
     def __init__(self, folder: Path, pki: Pki, first: Files, *routes: dict[str, Any]) -> None:
         self._folder, self._pki, self.routes = folder, pki, list(routes)
@@ -49,16 +49,16 @@ class Stage:
         self.plane.adopt(self.load(first))
         self.lock = asyncio.Lock()
         self.ending = False
-        self.canary = Canary(self.plane, self.lock, self.put_in_force)
+        self.prover = Prover(self.plane, self.lock, self.put_in_force)
 
     def load(self, files: Files, number: int = 1) -> Generation:
         return generation(self._folder, config(self.routes, {"me": files.config}), number)
 
     async def rotate(self, files: Files) -> Proven:
         async with self.lock:
-            proven = await self.canary.prove(self.load(files, self.plane.generation.number + 1))
+            proven = await self.prover.prove(self.load(files, self.plane.generation.number + 1))
             self.plane.adopt(proven.generation)
-            self.canary.settle(proven)
+            self.prover.settle(proven)
         return proven
 
     async def put_in_force(self, new: Generation) -> bool:
@@ -86,11 +86,11 @@ class Stage:
         """Lets `answers` say what comes of each handshake; gives the upstreams that were tried."""
         tried: list[Any] = []
 
-        async def shake_hands(_: Canary, upstream: Any) -> tuple[Outcome, Observation]:
+        async def shake_hands(_: Prover, upstream: Any) -> tuple[Outcome, Observation]:
             tried.append(upstream)
             return await answers(upstream), Observation(certificate_requested=True)
 
-        monkeypatch.setattr(Canary, "_shake_hands", shake_hands)
+        monkeypatch.setattr(Prover, "_shake_hands", shake_hands)
         return tried
 
 
@@ -144,11 +144,11 @@ def test_refused_certificate_is_taken_by_itself_once_it_is_accepted(
             contexts[0].load_verify_locations(pki.other_trust)
             await stage.wait_for(lambda: stage.subject == "CN=strange")
             await stage.wait_for(lambda: not stage.plane.metrics.held_back)
-        assert stage.canary.problems == ()
+        assert stage.prover.problems == ()
         assert stage.plane.generation.number == number
         assert not stage.plane.metrics.last_load_ok
         assert stage.plane.pools["one"].route.credential is stage.plane.generation.credentials["me"]
-        stage.canary.close()
+        stage.prover.close()
 
     asyncio.run(main())
 
@@ -168,7 +168,7 @@ def test_refusal_is_told_in_the_log_as_a_warning_once(
         with again_after(monkeypatch, 0.05), caplog.at_level(logging.INFO, "sidecert.proving"):
             await stage.rotate(files["strange"])
             await stage.wait_for(lambda: stage.proofs()["refused"] >= 3)
-        stage.canary.close()
+        stage.prover.close()
 
     asyncio.run(main())
     told = [each for each in caplog.records if vars(each).get("event") == "credential_held_back"]
@@ -256,7 +256,7 @@ def test_what_is_not_known_in_time_is_unproven(
             proven = await stage.rotate(files["good"])
         assert stage.proofs() == {"unproven": 1, "refused": 1}
         assert proven.held.keys() == {"me"}
-        stage.canary.close()
+        stage.prover.close()
 
     asyncio.run(main())
 
@@ -281,7 +281,7 @@ def test_nothing_is_put_in_force_once_the_sidecar_ends(
             tried = stage.answer(monkeypatch, wait)
             await asked.wait()
             stage.ending = True
-            stage.canary.close()
+            stage.prover.close()
             go.set()
             async with stage.lock:
                 assert stage.subject == "CN=first"
@@ -313,7 +313,7 @@ def test_refusal_counts_unless_the_one_before_is_seen_refused(
             proven = await stage.rotate(files["good"])
             assert bool(proven.held) == held, old
             assert stage.subject == ("CN=first" if held else "CN=good")
-            stage.canary.close()
+            stage.prover.close()
 
     asyncio.run(main())
 
@@ -369,7 +369,7 @@ def test_error_of_our_own_when_it_is_tried_again_ends_no_trying(
             stage.answer(monkeypatch, accept)
             await stage.wait_for(lambda: stage.subject == "CN=good")
         assert tries == 2
-        stage.canary.close()
+        stage.prover.close()
 
     asyncio.run(main())
 
@@ -388,7 +388,7 @@ def test_proofs_leave_no_connection_and_count_in_no_pool(
         # One that is refused, with the one before it; one that is good.
         assert stats.handshakes["me"] == {Outcome.CLIENT_CERT_UNKNOWN_CA: 1, Outcome.OK: 2}
         await asyncio.to_thread(recorder.wait_for, lambda: not recorder._open)
-        stage.canary.close()
+        stage.prover.close()
 
     asyncio.run(main())
     assert recorder.requests == []
