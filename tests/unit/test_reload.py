@@ -279,7 +279,7 @@ def test_the_end_waits_for_a_change_that_has_begun(stand: _Stand, build: Any) ->
 
 
 def test_a_load_that_hangs_stops_no_other_generation(stand: _Stand, slow: _Slow) -> None:
-    """A certificate that has expired meanwhile is exchanged all the same, by a proof made again, until the end."""
+    """A certificate that has expired meanwhile is exchanged all the same, by a new proof, until the end."""
 
     async def scenario() -> None:
         reloader = _reloader(stand)
