@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import socket
 import struct
 from typing import cast
@@ -21,6 +22,7 @@ from sidecert.timers import Deadline
 
 log = logging.getLogger(__name__)
 
+_ASKS_FOR_HEAD = re.compile(rb"(?:\r\n){0,2}HEAD ")
 _NO_LINGER = struct.pack("ii", 1, 0)
 _MAX_PIPELINED = 64 * 1024
 """Bytes of later requests that are read while one is under way."""
@@ -497,7 +499,7 @@ class Downstream(asyncio.Protocol):
                 request_id=request_id,
                 keep_alive=False,
                 caller_minor=1,
-                head_only=False,
+                head_only=_ASKS_FOR_HEAD.match(self._buffer) is not None,
             )
         )
         self._end_after_answer()

@@ -73,6 +73,18 @@ def requests_in(data: bytes) -> tuple[list[Request], Exception | None]:
     return found, None
 
 
+def methods_in(data: bytes) -> list[bytes]:
+    """What the answers to `data` are answers to: the requests of `requests_in`, and what stopped that."""
+    methods: list[bytes] = []
+    try:
+        while data:
+            request, data = _request(data)
+            methods.append(request.method)
+    except (Unclear, Short):
+        pass
+    return [*methods, b"HEAD" if re.match(rb"(?:\r\n){0,2}HEAD ", data) else b"GET"]
+
+
 def canonical(data: bytes) -> list[Request]:
     """The requests that an upstream got; fails where one is not framed and addressed in the plainest way."""
     found: list[Request] = []
