@@ -66,11 +66,33 @@ class OwnCertificate:
 
     def describe(self) -> str:
         """It in one line."""
-        number = len(self.intermediates)
-        sent = "without intermediates"
-        if number:
-            last = f" the last issued by {self.issuer}"
-            sent = f"with {'an intermediate,' if number == 1 else f'{number} intermediates,'}{last}"
-        by = "itself" if self.self_signed else self.leaf.issuer
         uses = f", for {listed(self.uses)}" if self.uses and "clientAuth" not in self.uses else ""
-        return f"{self.subject}, issued by {by}, until {moment(self.leaf.not_after)}{uses}, sent {sent}"
+        until = moment(self.leaf.not_after)
+        return f"{self.subject}, issued by {self._by}, until {until}{uses}, sent {self._sent}"
+
+    def differs_from(self, before: OwnCertificate) -> str:
+        """What tells it, the new one, from the one `before`, as far as upstreams care, the weightiest first;
+        empty where nothing does."""
+        told = [
+            f"{what} {old}, the new one {what} {new}"
+            for what, old, new in (
+                ("was issued by", before._by, self._by),
+                ("is sent", before._sent, self._sent),
+                ("is for", listed(before.uses) or "any use", listed(self.uses) or "any use"),
+                ("names", before.subject, self.subject),
+            )
+            if old != new
+        ]
+        return f"The one before {'; the one before '.join(told)}" if told else ""
+
+    @property
+    def _by(self) -> str:
+        return "itself" if self.self_signed else self.leaf.issuer
+
+    @property
+    def _sent(self) -> str:
+        number = len(self.intermediates)
+        if not number:
+            return "without intermediates"
+        many = "an intermediate" if number == 1 else f"{number} intermediates"
+        return f"with {many}, the last issued by {self.issuer}"

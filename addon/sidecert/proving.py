@@ -2,7 +2,8 @@
 
 At a reload, each credential whose certificates have changed is presented to the upstreams that it was in use
 for. Where one refuses it, and not the one before as well, the credential keeps the one before as long as that
-is valid. All else of the new generation takes effect.
+is valid; also where an upstream lets both pass, but something surely speaks against the new one (`trial`).
+All else of the new generation takes effect.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 from sidecert.credentials import Credential
 from sidecert.errors import Problem, Refusal
-from sidecert.explain import Verdict, explain
 from sidecert.generation import Generation, Route, Upstream, with_credentials
 from sidecert.metrics import Proof
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Plane
 from sidecert.threads import in_thread
+from sidecert.trial import Shown, Trial, trials_of
 from sidecert.upstream import NotOpened, UpstreamConnection
 from sidecert.words import moment
 
@@ -31,28 +31,10 @@ log = logging.getLogger(__name__)
 LIMIT = 10.0
 """Seconds that all proofs of a reload may take; what is not known by then is unproven."""
 AT_ONCE = 16
-MOST_UPSTREAMS = 32
-"""Of one credential: the first in the order of the config."""
 AGAIN = 300.0
 """Seconds after which a certificate that was refused is shown once more."""
 
 _SOONEST = 0.05  # seconds; the wall clock may run a little behind the event loop's
-
-
-@dataclass(slots=True, eq=False)
-class _Trial:
-    """A certificate at one upstream, and what came of it."""
-
-    new: Upstream
-    old: Upstream
-    """The same place, with the certificate before."""
-    result: Proof = Proof.UNPROVEN
-    outcome: Outcome = Outcome.UNDECIDED
-    seen: Observation = field(default_factory=Observation)
-    why: str = "not tried in time"
-    """What proves nothing, where the result is unproven."""
-    before: Outcome | None = None
-    """Where it is refused: what came of the one before, if that was known in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +94,19 @@ class Prover:
         if not changed:
             return Proven(new, {}, news)
         before = await _exchanged(new, changed)
-        trials = {id: _trials(id, new, before) for id in changed}
+        trials = {id: trials_of(id, new, before) for id in changed}
         await self._try_all(trial for each in trials.values() for trial in each)
         held = {}
         for id, each in trials.items():
             for trial in each:
                 self._plane.metrics.proof(id, trial.result)
-            refused = next((trial for trial in each if trial.result is Proof.REFUSED), None)
-            if refused is None:
+            against = next((trial for trial in each if trial.holds_back), None)
+            if against is None:
                 news.append(partial(_tell_taken, id, each))
             else:
-                held[id] = _hold_back(refused, changed[id], new)
+                held[id] = _hold_back(against, changed[id], new)
                 level = logging.INFO if again else logging.WARNING
-                news.append(partial(_tell_held_back, level, refused, held[id]))
+                news.append(partial(_tell_held_back, level, against, held[id]))
         kept = {id: changed[id] for id in held}
         return Proven(await _exchanged(new, kept) if kept else new, held, news)
 
@@ -148,7 +130,7 @@ class Prover:
 
     # -- one handshake ---------------------------------------------------------------------------------
 
-    async def _try_all(self, trials: Iterable[_Trial]) -> None:
+    async def _try_all(self, trials: Iterable[Trial]) -> None:
         try:
             async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as group:
                 for trial in trials:
@@ -156,23 +138,13 @@ class Prover:
         except TimeoutError:
             pass  # those that have not ended stay as they are
 
-    async def _try(self, trial: _Trial) -> None:
+    async def _try(self, trial: Trial) -> None:
         """Fills in what came of `trial`; an error of our own proves nothing."""
         try:
             async with self._room:
-                trial.outcome, trial.seen = await self._shake_hands(trial.new)
-                trial.why = trial.outcome
-                if trial.outcome is Outcome.OK:
-                    trial.why = "it asks for no certificate in the handshake"
-                    asked = trial.seen.certificate_requested
-                    trial.result = Proof.ACCEPTED if asked else Proof.UNPROVEN
-                elif trial.outcome.blames_our_certificate:
-                    trial.result = Proof.REFUSED
-                    # A route that never worked must not keep a certificate from all the others.
-                    trial.before, _ = await self._shake_hands(trial.old)
-                    if trial.before.blames_our_certificate:
-                        trial.result = Proof.UNPROVEN
-                        trial.why = f"{trial.outcome}, and {trial.before} with the one before"
+                trial.shown = Shown(trial.new, *await self._shake_hands(trial.new))
+                if trial.in_doubt:
+                    trial.before = Shown(trial.old, *await self._shake_hands(trial.old))
         except Exception as exc:
             log.error("an error of sidecert's own while a certificate was proven", exc_info=exc)
 
@@ -186,6 +158,8 @@ class Prover:
             return exc.outcome, exc.seen
         except Refusal:  # no thread can be had to look the name up
             return Outcome.UNDECIDED, connection.seen
+        if connection.seen.certificate_requested:
+            connection.note_acceptable_cas()
         if connection.outcome is None:
             connection.leave()  # it says nothing before it has a request
         else:
@@ -267,28 +241,8 @@ def _place(route: Route) -> object:
     return (route.config.match.host, route.config.private, whom)
 
 
-def _trials(id: str, new: Generation, before: Generation) -> list[_Trial]:
-    """The distinct upstreams that credential `id` goes on being used for, as far as the config names them."""
-    found: dict[object, _Trial] = {}
-    for route in new.routes.values():
-        host = _written_host(route)
-        if route.credential_id != id or host is None:
-            continue
-        upstream = route.upstream(host)
-        settings = route.config.upstream
-        place = (upstream.host, upstream.port, upstream.server_name, settings.trust, settings.tls)
-        found.setdefault(place, _Trial(upstream, before.routes[route.id].upstream(host)))
-    return list(islice(found.values(), MOST_UPSTREAMS))
-
-
-def _written_host(route: Route) -> str | None:
-    """A host to ask the route's upstream for; None where only callers name one."""
-    matched = route.config.match.host
-    return route.config.upstream.host if matched.startswith("*.") else matched
-
-
-def _tell_taken(id: str, trials: list[_Trial]) -> None:
-    unproven = [f"{each.new.label}: {each.why}" for each in trials if each.result is Proof.UNPROVEN]
+def _tell_taken(id: str, trials: list[Trial]) -> None:
+    unproven = [f"{each.new.label}: {each.why_unproven}" for each in trials if each.result is Proof.UNPROVEN]
     if unproven:
         _tell_unproven(logging.WARNING, id, unproven)
     elif trials:
@@ -303,50 +257,36 @@ def _tell_unproven(level: int, id: str, why: list[str]) -> None:
     log.log(level, "the new certificate of credential %s is taken without a proof", id, extra=fields)
 
 
-def _explain(trial: _Trial, wanted: Credential) -> Verdict:
-    return explain(
-        trial.outcome,
-        trial.seen,
-        upstream=trial.new.label,
-        server_name=trial.new.server_name,
-        credential=wanted.id,
-        certificate=wanted.own,
-        now=time.time(),
-    )
-
-
-def _tell_held_back(level: int, trial: _Trial, held: Held) -> None:
-    verdict = _explain(trial, held.wanted)
+def _tell_held_back(level: int, trial: Trial, held: Held) -> None:
+    assert trial.shown is not None
     log.log(
         level,
-        "the new certificate of credential %s is refused: the one before stays in force",
+        "the new certificate of credential %s is held back: the one before stays in force, "
+        "but a restart takes the new one",
         held.wanted.id,
         extra={
             "event": "credential_held_back",
             "credential": held.wanted.id,
             "route": trial.new.route.id,
             "upstream": trial.new.label,
-            "outcome": trial.outcome,
-            "before": trial.before or "not known in time",
-            "evidence": verdict.evidence,
-            "remedy": verdict.remedy,
+            "outcome": trial.shown.outcome,
+            "before": trial.before.outcome if trial.before is not None else "not known in time",
+            "cause": trial.why_held_back,
+            "evidence": trial.evidence,
+            "remedy": trial.remedy,
             "in_force_until": moment(held.until),
         },
     )
 
 
-def _hold_back(trial: _Trial, before: Credential, new: Generation) -> Held:
+def _hold_back(trial: Trial, before: Credential, new: Generation) -> Held:
     wanted = new.credentials[before.id]
-    compared = "does not refuse the one before"
-    if trial.before is not Outcome.OK:
-        compared = f"it could not be compared with the one before ({trial.before or 'not known in time'})"
     wrong = (
-        f"the new certificate is held back, since {trial.new.label} refuses it ({trial.outcome}) and "
-        f"{compared}, which stays in force until {moment(before.valid_until)} at most"
+        f"the new certificate is held back, since {trial.why_held_back}. The one before stays in force, "
+        f"until {moment(before.valid_until)} at most; a restart before then takes the new one"
     )
-    right = _explain(trial, wanted).remedy
     return Held(
         wanted,
         before.valid_until,
-        Problem(str(new.path), None, f"credentials.{wanted.id}", wrong, right, warning=True),
+        Problem(str(new.path), None, f"credentials.{wanted.id}", wrong, trial.remedy, warning=True),
     )

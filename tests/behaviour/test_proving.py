@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.certs import Authority, Leaf, Pki, write_private
+from support.certs import DAY, Authority, Leaf, Pki, write_private
 from support.clients import Answer, Caller
 from support.lengths import rounds
 from support.peers import Peer, Peers, TlsVersion
@@ -415,16 +415,77 @@ def test_upstreams_that_only_callers_name_are_not_proven_nor_those_of_new_routes
     assert recorder.connections == 0
 
 
-def test_upstream_that_refuses_in_an_answer_cannot_be_proven_to(
+@pytest.mark.parametrize(
+    ("wrong", "tls"),
+    [("another CA", "1.2"), ("another CA", "1.3"), ("not valid yet", "1.3"), ("not for callers", "1.2")],
+)
+def test_certificate_that_nginx_lets_pass_and_then_refuses_is_held_back(
+    wrong: str, tls: TlsVersion, sidecar: StartSidecar, peers: Peers, pki: Pki, tmp_path: Path
+) -> None:
+    """nginx takes any certificate in the handshake. What can be told without it counts: the CAs that it
+    lists, the dates, what the certificate is for; nothing of this speaks against the one before."""
+    first = pki.ca.caller("first")
+    bad, words = {
+        "another CA": (lambda: pki.other_ca.caller("bad"), "nor one of the CAs that the upstream lists"),
+        "not valid yet": (lambda: pki.ca.caller("bad", starts=DAY), "is not valid before"),
+        "not for callers": (lambda: pki.ca.peer("bad"), "its extendedKeyUsage is serverAuth"),
+    }[wrong]
+    peer = peers.nginx(tls=tls)
+    one = Rotating(sidecar, tmp_path / "me", first, route("one", peer, trust=pki.trust, credential="me"))
+    problem = held_problem(one.rotate(bad()))
+    assert words in problem["wrong"]
+    assert "lets both pass in the handshake" in problem["wrong"]
+    assert one.proofs() == {"unproven": 1}  # nobody has refused it
+    assert one.held_back == 1
+    (told,) = one.sidecar.events("credential_held_back")
+    assert words in told["cause"]
+    assert words in told["evidence"][0]
+    assert one.sidecar.get("http://one.test/").status == 200
+    good = pki.ca.caller("good")
+    assert one.rotate(good).json()["problems"] == []
+    assert one.proofs() == {"unproven": 1, "accepted": 1}
+    assert one.in_force(good)
+
+
+def test_certificate_is_taken_where_the_upstream_lists_the_ca_of_neither(
     sidecar: StartSidecar, peers: Peers, pki: Pki, tmp_path: Path
 ) -> None:
-    """nginx takes any certificate in the handshake: so it counts as accepted, as the documentation says."""
+    """A list need not be whole, or the route has never worked: that is told, and holds nothing back."""
+    first, good = pki.ca.caller("first"), pki.ca.caller("good")
+    peer = peers.nginx(trust=pki.other_trust)
+    one = Rotating(sidecar, tmp_path / "me", first, route("one", peer, trust=pki.trust, credential="me"))
+    assert one.rotate(good).json()["problems"] == []
+    assert one.proofs() == {"unproven": 1}
+    assert one.in_force(good)
+    (told,) = one.sidecar.events("credential_unproven")
+    (why,) = told["unproven"]
+    assert why.startswith(f"{peer.address}: it lets the handshake pass, but the certificate comes from CN=")
+    assert "nor one of the CAs that the upstream lists" in why
+
+
+def test_whoever_hears_of_a_certificate_held_back_hears_of_the_restart_and_of_what_differs(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """A restart takes the files as they are; the issuers are what one looks at first."""
     first, strange = pki.ca.caller("first"), pki.other_ca.caller("strange")
-    settings = route("one", peers.nginx(), trust=pki.trust, credential="me")
+    settings = route("one", recorder, trust=pki.trust, credential="me")
     one = Rotating(sidecar, tmp_path / "me", first, settings)
-    assert one.rotate(strange).json()["problems"] == []
-    assert one.proofs() == {"accepted": 1}
-    assert one.sidecar.get("http://one.test/").status == 400
+    problem = held_problem(one.rotate(strange))
+    (told,) = one.sidecar.events("credential_held_back")
+    page = one.sidecar.ask_admin("GET", "/").text
+    restart, issuers = (
+        "restart",
+        "The one before was issued by CN=sidecert test root, the new one was issued by",
+    )
+    assert restart in problem["wrong"]
+    assert restart in told["message"]
+    assert restart in page
+    assert problem["right"].startswith(f"{issuers} CN=sidecert other root")
+    assert told["remedy"] == problem["right"]
+    assert issuers in page
+    files = yaml.safe_load(one.sidecar.path.read_text())["credentials"]["me"]
+    again = sidecar(settings, credentials={"me": files})  # so it does
+    assert again.get("http://one.test/").header("Sidecert-Outcome") == "client_cert_unknown_ca"
 
 
 def test_end_of_the_sidecar_does_not_wait_for_proofs(

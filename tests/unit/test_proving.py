@@ -19,7 +19,8 @@ from sidecert.generation import Generation
 from sidecert.metrics import Metrics
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Plane
-from sidecert.proving import AT_ONCE, MOST_UPSTREAMS, Proven, Prover
+from sidecert.proving import AT_ONCE, Proven, Prover
+from sidecert.trial import MOST_UPSTREAMS
 from support.certs import Files, Pki
 from support.inside import generation
 from support.peers import Peers

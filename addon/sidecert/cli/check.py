@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Load the config and every file it names, and report all problems. Nothing is opened or called.
+    """Load the config and every file it names, as a start does, and report all problems. Nothing is opened or
+    called: whether a running sidecar holds a newer certificate back, its status page tells.
 
     Exit status 0 when it can be used (there may be warnings), else 2.
     """

@@ -274,7 +274,7 @@ _OTHER_FAMILIES: tuple[tuple[str, str, str, _Samples], ...] = (
     (
         "sidecert_credential_held_back",
         "gauge",
-        "1 while a newer certificate of the credential is refused, and the one before is in force.",
+        "1 while a newer certificate of the credential is held back, and the one before is in force.",
         lambda page: (
             (_label("credential", one.credential), int(one.credential in page.held_back))
             for one in page.credentials

@@ -45,7 +45,8 @@ class Proof(StrEnum):
     REFUSED = "refused"
     """And the one before is not refused there."""
     UNPROVEN = "unproven"
-    """All else: the upstream cannot be reached, asks for no certificate, refuses both."""
+    """All else: the upstream cannot be reached, asks for no certificate, refuses both, or lets the handshake
+    pass although something surely speaks against the certificate."""
 
 
 class Failure(NamedTuple):
