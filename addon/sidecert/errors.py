@@ -36,11 +36,28 @@ class Problem:
         return f"{text}; {self.right}" if self.right else text
 
 
+MOST_TOLD = 200
+"""A few lines of YAML can make tens of thousands, which nobody reads and which take seconds to log."""
+
+
+def telling(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """All of them; of very many the first, errors before warnings, and at the end how many are left out."""
+    found = tuple(problems)
+    if len(found) <= MOST_TOLD:
+        return found
+    chosen = sorted(range(len(found)), key=lambda index: found[index].warning)
+    left_out = chosen[MOST_TOLD:]
+    wrong = f"there are {len(left_out)} more problems at least"
+    warning = all(found[index].warning for index in left_out)
+    more = Problem(found[0].file, None, "", wrong, "begin with those that are told", warning)
+    return (*(found[index] for index in sorted(chosen[:MOST_TOLD])), more)
+
+
 class ConfigError(SidecertError):
-    """The config cannot be used; holds every problem that was found, warnings too."""
+    """The config cannot be used; holds every problem that was found, warnings too (see `telling`)."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = telling(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
 

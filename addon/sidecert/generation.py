@@ -16,7 +16,7 @@ from sidecert import credentials as loading
 from sidecert import routing
 from sidecert.config import Config, Draft, RouteConfig, bracket, host_port
 from sidecert.credentials import Credential, fingerprints
-from sidecert.errors import ConfigError, Problem
+from sidecert.errors import ConfigError, Problem, telling
 from sidecert.presented import OwnCertificate
 from sidecert.rewriting import Origin, own_origins
 from sidecert.tls import TlsFailure, Trust, make_context
@@ -178,7 +178,7 @@ def build(
     if any(not problem.warning for problem in problems):
         raise ConfigError(problems)
     router = routing.Router(draft.config.routes)
-    return Generation(number, path, draft.config, credentials, routes, router, tuple(problems), files)
+    return Generation(number, path, draft.config, credentials, routes, router, telling(problems), files)
 
 
 class _Builder:
@@ -207,6 +207,7 @@ class _Builder:
             for finding in findings:
                 self._add(("credentials", id, finding.key), finding.wrong, finding.right, finding.warning)
             if credential is not None:
+                self._known.setdefault(credential.opened.mark, credential.opened)
                 loaded[id] = credential
         return loaded
 

@@ -90,6 +90,19 @@ def test_the_admin_endpoint_reloads_and_tells_every_problem(
     assert (answer.status, answer.json()["ok"], answer.json()["generation"]) == (200, True, 2)
 
 
+def test_config_with_countless_problems_is_told_in_brief(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """5 kB of YAML with aliases: neither the answer nor the log has tens of thousands of them."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    unknown = ", ".join(f"a{number}: 1" for number in range(300))
+    running.rewrite(f"version: 1\nx: &u {{{unknown}}}\nroutes:\n" + "- {match: *u}\n" * 200)
+    problems = _reload(running).json()["problems"]
+    assert len(problems) == len(running.events("config_problem")) == 201
+    assert "more problems" in problems[-1]["text"]
+    assert running.get("http://one.test/").status == 200
+
+
 def test_a_rotated_certificate_is_used_after_a_reload(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
 ) -> None:

@@ -328,6 +328,36 @@ def test_ten_thousand_unknown_credentials_are_all_told(tmp_path: Path) -> None:
     assert len(draft.problems) == 10_000
 
 
+def test_part_that_aliases_repeat_is_checked_once(tmp_path: Path) -> None:
+    """Its mistakes are told where it is written first; the ids that are there twice are told of each."""
+    config = tmp_path / "sidecert.yaml"
+    entry = "{id: one, match: {host: one.test}, credential: none, colour: blue}"
+    config.write_text(f"version: 1\nroutes: [&one {entry}, *one, *one]\n")
+    told = sorted(problem.path for problem in read(config).problems)
+    assert told == ["routes[0].colour", "routes[1].id", "routes[2].id"]
+
+
+def test_a_part_without_mistakes_may_be_repeated_by_aliases(tmp_path: Path) -> None:
+    """As people do to give two listeners' routes the same settings."""
+    config = tmp_path / "sidecert.yaml"
+    config.write_text(
+        "version: 1\ncredentials: {a: &a {pkcs12: a.p12}, b: *a}\n"
+        "routes: [{id: one, match: {host: one.test}, credential: b}]\n"
+    )
+    draft = read(config)
+    assert draft.problems == []
+    assert draft.config.credentials["a"] == draft.config.credentials["b"]
+
+
+def test_few_lines_cannot_make_endless_problems(tmp_path: Path) -> None:
+    """A mapping that is merged into hundreds of others: it is looked at until enough is known to be wrong."""
+    config = tmp_path / "sidecert.yaml"
+    unknown = ", ".join(f"a{number}: 1" for number in range(300))
+    routes = "".join(f"- {{id: r{number}, <<: *u}}\n" for number in range(200))
+    config.write_text(f"version: 1\nx: &u {{{unknown}}}\nroutes:\n{routes}")
+    assert len(read(config).problems) < 1500
+
+
 def test_the_models_cannot_be_changed() -> None:
     """A config that is in use stays as it was checked."""
     config = read(VALID[0]).config

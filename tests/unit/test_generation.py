@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import sidecert.generation
-from sidecert.errors import ConfigError
+from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build, with_credentials
 from sidecert.tls import TlsFailure
 from sidecert.watch import Signatures, look, signature
@@ -215,6 +215,27 @@ def test_file_that_two_routes_name_is_read_and_told_once(pki: Pki, tmp_path: Pat
         "credentials.alice.key",
         "routes[0].upstream.trust",
     ]
+
+
+@pytest.mark.parametrize("errors", [1, 500])
+def test_of_very_many_problems_the_first_are_told_and_how_many_there_are(errors: int) -> None:
+    """No error is left out for a warning, and they stay in the order of the file."""
+    problems = [
+        Problem("file", line, "", "wrong", "right", warning=line <= 500 - errors) for line in range(1, 501)
+    ]
+    told = ConfigError(problems).problems
+    *first, last = told
+    assert len(first) == 200
+    assert sum(not problem.warning for problem in first) == min(errors, 200)
+    assert [problem.line for problem in first] == sorted(problem.line or 0 for problem in first)
+    assert str(len(problems) - 200) in last.wrong
+    assert last.warning == (errors == 1)
+
+
+def test_few_problems_are_all_told() -> None:
+    """As they were found."""
+    problems = tuple(Problem("file", line, "", "wrong", "right") for line in range(200))
+    assert ConfigError(problems).problems == problems
 
 
 def test_credential_that_openssl_does_not_take_is_a_problem_of_its_route(

@@ -50,6 +50,7 @@ EXAMPLES = {
     "drain": "drain: 30s",
 }
 _NOTHING = (None, "")
+_ENOUGH = 1000
 # What other tools call our keys.
 _SYNONYMS = {
     "address": "bind",
@@ -74,15 +75,32 @@ class Checker:
         self.source = source
         self.folder = folder
         self.problems: list[Problem] = list(source.problems)
+        self._errors = 0
+        self._parts: dict[tuple[type[Model], int], Any] = {}
+        """What came of each node that was checked; an alias stands for the same one as its anchor."""
 
     def add(self, path: KeyPath, wrong: str, right: str, warning: bool = False) -> None:
         self.problems.append(self.source.problem(path, wrong, right, warning))
+        self._errors += not warning
+
+    @property
+    def _is_full(self) -> bool:
+        """More is wrong than anybody is told (`errors.telling`): to look further would only take time."""
+        return self._errors >= _ENOUGH
 
     def add_mistake(self, path: KeyPath, mistake: Mistake) -> None:
         self.add((*path, *mistake.at), mistake.wrong, mistake.right)
 
     def part(self, model: type[_Part], raw: object, path: KeyPath) -> _Part | None:
-        """The model of one part, or None after noting everything that is wrong with it."""
+        """The model of one part, or None after noting everything that is wrong with it, once."""
+        known = (model, id(raw))
+        if isinstance(raw, MappingNode) and known in self._parts:
+            found: _Part | None = self._parts[known]
+            return found
+        found = self._parts[known] = None if self._is_full else self._check(model, raw, path)
+        return found
+
+    def _check(self, model: type[_Part], raw: object, path: KeyPath) -> _Part | None:
         before = len(self.problems)
         plain = self._plain(model, raw, path)
         if plain is None:
@@ -138,7 +156,7 @@ class Checker:
         """The keys of a mapping that the model knows, where they have a value; notes the others."""
         assert isinstance(raw, MappingNode)
         fields = model.model_fields
-        meant = {self._unknown(model, key, path) for key in raw if key not in fields}
+        meant = {self._unknown(model, key, path) for key in raw if key not in fields and not self._is_full}
         for key in fields:
             if key in raw:
                 if raw[key] in _NOTHING:
