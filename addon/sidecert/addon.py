@@ -23,14 +23,14 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from sidecert import inspection, mode
+from sidecert import inspection, mode, openfiles
 from sidecert.admin import Admin
 from sidecert.admin.status import snapshot
 from sidecert.admin.status_page import Snapshot
 from sidecert.downstream import accept
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
-from sidecert.hardening import allow_open_files, keep_memory_private
+from sidecert.hardening import keep_memory_private
 from sidecert.listeners import Listeners
 from sidecert.metrics import Metrics
 from sidecert.plane import Plane
@@ -169,7 +169,7 @@ class Sidecert:
     async def _open(self, first: Generation) -> None:
         """Open admin and listeners. Raises ConfigError with all that cannot be opened."""
         self._plane.adopt(first)
-        log_problems((*first.warnings, *allow_open_files(first)))
+        log_problems((*first.warnings, *openfiles.allow(first)))
         problems: list[Problem] = []
         try:
             address = await self._admin.start(first.config.admin.bind)

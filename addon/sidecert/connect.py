@@ -7,17 +7,18 @@ when the one before has failed or has not answered for a quarter of a second.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import errno
 import ipaddress
 import os
 import socket
-import threading
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from sidecert.errors import Reason, Refusal, SidecertError
 from sidecert.generation import Upstream
 from sidecert.outcome import Ending, Observation, Stage
+from sidecert.threads import NoThread, start
 
 _STAGGER = 0.25
 
@@ -75,7 +76,7 @@ def _words(error: OSError) -> str:
 _Found = list[tuple[Any, ...]]
 _MOST_CHOSEN = 32  # look-ups of names that callers choose, of each route they choose them through
 _MOST_CONFIGURED = 256  # of names in the config, each of which takes one at most
-_under_way: dict[tuple[str, int], tuple[concurrent.futures.Future[_Found], str | None]] = {}
+_under_way: dict[tuple[str, int], tuple[Future[_Found], str | None]] = {}
 
 
 async def _look_up(host: str, port: int, chosen_through: str | None) -> _Found:
@@ -91,10 +92,9 @@ async def _look_up(host: str, port: int, chosen_through: str | None) -> _Found:
     asked, _ = _under_way.get(key, (None, None))
     if asked is None:
         _refuse_without_room(chosen_through)
-        asked = concurrent.futures.Future()
         try:
-            threading.Thread(target=_ask, args=(asked, host, port), name="look-up", daemon=True).start()
-        except RuntimeError as exc:
+            asked = start("look-up", partial(_ask, host, port))
+        except NoThread as exc:
             raise _no_room("No thread can be had to look the name up.") from exc
         _under_way[key] = asked, chosen_through
         asked.add_done_callback(lambda _: _under_way.pop(key, None))
@@ -119,13 +119,11 @@ def _no_room(wrong: str) -> Refusal:
     return Refusal.of(Reason.OVERLOADED, wrong, right, retry_after=1)
 
 
-def _ask(asked: concurrent.futures.Future[_Found], host: str, port: int) -> None:
+def _ask(host: str, port: int) -> _Found:
     try:
-        asked.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except socket.gaierror as exc:
-        asked.set_exception(_lack_of_descriptors() or exc)
-    except Exception as exc:
-        asked.set_exception(exc)
+        raise _lack_of_descriptors() or exc from None
 
 
 def _lack_of_descriptors() -> OSError | None:

@@ -114,9 +114,7 @@ class Listeners:
                 )
         return problems
 
-    async def _look_up(
-        self, configs: Sequence[ListenerConfig]
-    ) -> dict[str, Addresses | BaseException | None]:
+    async def _look_up(self, configs: Sequence[ListenerConfig]) -> dict[str, Addresses | BaseException]:
         """What `resolve` gave, or raised, for each that is not open, by label; all at the same time."""
         binds = [config.bind for config in configs if config.bind.label not in self._open]
         found = await asyncio.gather(*map(resolve, binds), return_exceptions=True)
@@ -255,7 +253,7 @@ def _log_listening(entry: _Open) -> None:
         _LOG.info("listening on %s%s", spell(sock), route, extra=fields)
 
 
-def _listen(config: ListenerConfig, addresses: Addresses | None) -> _Open:
+def _listen(config: ListenerConfig, addresses: Addresses) -> _Open:
     bind = config.bind
     sockets = listen(bind, addresses, config.mode)
     hosts = _own_hosts(bind, sockets) if bind.path is None else frozenset()

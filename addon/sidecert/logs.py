@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from sidecert.threads import NoThread, start
 from sidecert.words import printable
 
 _LOG = logging.getLogger("sidecert.logs")
@@ -111,9 +112,11 @@ class _Unhurried(logging.Handler):
             self._write(wait=False)
             with self._changed:
                 if self._queue:
-                    threading.Thread(target=self._wait_and_write, name="log", daemon=True).start()
+                    start("log", self._wait_and_write)
                     self._has_thread = True
-        except Exception:  # no thread can be had, say: the line stays in the queue, and the next one tries
+        except NoThread:
+            pass  # the line stays in the queue, and the next one tries
+        except Exception:
             self.handleError(record)
 
     def flush(self) -> None:

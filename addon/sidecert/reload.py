@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from sidecert import openfiles
 from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation, build
-from sidecert.hardening import allow_open_files
 from sidecert.listeners import Change, Listeners
 from sidecert.plane import Plane
 from sidecert.proving import Prover
-from sidecert.threads import in_thread
+from sidecert.threads import NoThread, in_thread
 from sidecert.watch import Look, Signatures, Watched, watch
 
 _LOG = logging.getLogger("sidecert.reload")
@@ -139,6 +139,8 @@ class Reloader:
                 return Reload(True, await self._change_to(new))
         except ConfigError as exc:
             found = Reload(False, exc.problems)
+        except NoThread as exc:
+            found = Reload(False, (self._problem(exc.wrong, exc.right),))
         except Exception as exc:
             wrong = self._problem("sidecert itself failed", "see its log")
             found = Reload(False, (wrong,), exc)
@@ -166,8 +168,6 @@ class Reloader:
         current = self._plane.generation
         proven = await self._prover.prove(new)
         new = proven.generation
-        warnings = (*new.warnings, *_needs_restart(current, new), *allow_open_files(new))
-        new = replace(new, warnings=warnings)
         change = await self._listeners.prepare(new.config.listeners, new.path)
         try:
             if not await self._put_in_force(new, change):
@@ -176,7 +176,7 @@ class Reloader:
             self._listeners.discard(change)
             raise
         self._prover.settle(proven)
-        return warnings
+        return (*new.warnings, *_needs_restart(current, new), *openfiles.allow(new))
 
     async def _put_in_force(self, new: Generation, change: Change | None = None) -> bool:
         """Let calls go by `new`, at the listeners of `change`; without it they stay as they are.

@@ -21,7 +21,7 @@ from time import monotonic
 
 from sidecert.config import Bind, host_port
 from sidecert.config.callers import DEFAULT_MODE
-from sidecert.threads import in_thread
+from sidecert.threads import NoThread, in_thread
 
 _LOG = logging.getLogger("sidecert.sockets")
 
@@ -52,29 +52,30 @@ class Unusable(Exception):
         self.errno = errno
 
 
-async def resolve(bind: Bind) -> Addresses | None:
-    """What `listen` needs to know, looked up without holding up the loop; None for a unix socket.
+async def resolve(bind: Bind) -> Addresses:
+    """What `listen` needs to know, looked up without holding up the loop; nothing for a unix socket.
 
     Raises Unusable.
     """
     if bind.path is not None:
-        return None
+        return []
     try:
         async with asyncio.timeout(_RESOLVE):
             return await in_thread("look-up", lambda: _resolve(bind))
     except TimeoutError:
         wrong = f"the name {bind.host} could not be looked up within {_RESOLVE:g} s"
         raise Unusable(wrong, "give an IP address, such as 127.0.0.1") from None
+    except NoThread as exc:
+        raise Unusable(exc.wrong, exc.right) from exc
     except OSError as exc:
         raise _unusable_tcp(bind, exc) from exc
 
 
-def listen(bind: Bind, addresses: Addresses | None = None, mode: int = DEFAULT_MODE) -> list[socket.socket]:
-    """Non-blocking sockets that listen on `bind`: one, or one for each address of a host name.
+def listen(bind: Bind, addresses: Addresses, mode: int = DEFAULT_MODE) -> list[socket.socket]:
+    """Non-blocking sockets that listen on `bind`: one, or one for each address that `resolve` gave.
 
-    Without the `addresses` that `resolve` gave, looks them up itself, which may take long. Port 0 takes a
-    free one, the same for all. `mode` is that of a unix socket's file. Raises Unusable; then nothing is left
-    open.
+    Port 0 takes a free one, the same for all. `mode` is that of a unix socket's file. Raises Unusable; then
+    nothing is left open.
     """
     return [_listen_unix(bind.path, mode)] if bind.path is not None else _listen_tcp(bind, addresses)
 
@@ -188,12 +189,12 @@ def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:
         yield accepted
 
 
-def _listen_tcp(bind: Bind, addresses: Addresses | None) -> list[socket.socket]:
+def _listen_tcp(bind: Bind, addresses: Addresses) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     port = bind.port
     failure: OSError | None = None
     try:
-        for family, host in addresses or _resolve(bind):
+        for family, host in addresses:
             try:
                 sockets.append(_bind_tcp(family, (host, port)))
             except OSError as exc:

@@ -1,34 +1,43 @@
-"""Work that may block, or hang for good, in a thread of its own."""
+"""Work that may block, or hang for good, in a thread of its own, which does not hold up the process's end."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 
-async def in_thread[T](name: str, work: Callable[[], T]) -> T:
-    """What `work` gives, done in a thread of its own, which does not hold up the end of the process.
+class NoThread(Exception):
+    """The user, the container or the machine has as many threads as it may have."""
 
-    One that is cancelled leaves the thread to itself.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    wrong = "no further thread can be had"
+    right = "raise that limit (`ulimit -u`, TasksMax=, `--pids-limit`), or end what else runs under it"
 
-    def tell(set_it: Callable[[], None]) -> None:
-        try:
-            loop.call_soon_threadsafe(lambda: None if done.done() else set_it())
-        except RuntimeError:  # the loop has been closed in the meantime
-            pass
+    def __init__(self) -> None:
+        super().__init__(f"{self.wrong}; {self.right}")
+
+
+def start[T](name: str, work: Callable[[], T]) -> Future[T]:
+    """Begin `work`; what it gives or raises can be waited for, but not cancelled. Raises NoThread."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # else whoever gives up waiting would cancel it for all others
 
     def run() -> None:
         try:
             result = work()
         except BaseException as exc:
-            error = exc  # the name `exc` is gone once the block has ended
-            tell(lambda: done.set_exception(error))
+            done.set_exception(exc)
         else:
-            tell(lambda: done.set_result(result))
+            done.set_result(result)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await done
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as exc:
+        raise NoThread from exc
+    return done
+
+
+async def in_thread[T](name: str, work: Callable[[], T]) -> T:
+    """What `work` gives. One that is cancelled leaves the thread to itself. Raises NoThread."""
+    return await asyncio.wrap_future(start(name, work))

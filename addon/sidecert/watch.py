@@ -16,7 +16,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
 
-from sidecert.threads import in_thread
+from sidecert.threads import NoThread, in_thread
 
 _LOG = logging.getLogger("sidecert.watch")
 
@@ -128,11 +128,17 @@ class Watched:
 
 async def watch(watched: Watched, on_look: Callable[[Look], Awaitable[None]]) -> None:
     """Look every `PERIOD`, for ever; `on_look` is told each time what was found."""
+    told = False
     while True:
         await asyncio.sleep(PERIOD)
         try:
             paths = watched.paths
             found = await in_thread("watch", lambda paths=paths: look(paths))  # type: ignore[misc]
+            told = False
             await on_look(watched.compare(found))
+        except NoThread as exc:
+            if not told:
+                _LOG.warning("no look at the files for now: %s", exc, extra={"event": "unwatched"})
+            told = True
         except Exception:
             _LOG.exception("a look at the files failed by a fault of sidecert's own")

@@ -18,6 +18,7 @@ from sidecert.errors import ConfigError, Problem
 from sidecert.generation import Generation
 from sidecert.reload import Reload, Reloader
 from sidecert.routing import Router
+from sidecert.threads import NoThread
 from sidecert.watch import Look, Signature
 
 PATH = Path("sidecert.yaml")
@@ -125,6 +126,25 @@ def test_addresses_are_bound_before_the_routes_change_and_served_after(stand: _S
     """What may fail comes first; and nobody is served at a new address by the old routes."""
     assert _reload(stand) == Reload(True, ())
     assert stand.done == ["prepare", "adopt 2", "commit", "stop", "ok"]
+
+
+def test_open_files_are_allowed_once_the_generation_is_in_force(
+    stand: _Stand, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload that fails changes no limit of the process."""
+
+    def allow(generation: Generation) -> list[Problem]:
+        stand.done.append(f"allow {generation.number}")
+        return [warning]
+
+    warning = Problem("sidecert.yaml", None, "limits.connections", "too few", "more", warning=True)
+    monkeypatch.setattr(module.openfiles, "allow", allow)
+    assert _reload(stand) == Reload(True, (warning,))
+    assert stand.done == ["prepare", "adopt 2", "commit", "stop", "allow 2", "ok"]
+    stand.done.clear()
+    stand.fails["commit"] = ConfigError([WRONG])
+    assert _reload(stand) == Reload(False, (WRONG,))
+    assert "allow 3" not in stand.done
 
 
 def test_a_config_that_is_wrong_changes_nothing(stand: _Stand, build: Any) -> None:
@@ -482,13 +502,15 @@ def test_without_a_thread_the_files_are_watched_on(
     stand.generation.files[PATH] = Signature(None, 1, 2)
 
     async def no_thread(*_: object) -> Any:
-        raise RuntimeError("can't start new thread")
+        raise NoThread
 
     async def scenario() -> None:
         reloader = _reloader(stand)
         with monkeypatch.context() as patch:
             patch.setattr(module, "in_thread", no_thread)
-            assert not (await reloader.reload()).ok
+            found = await reloader.reload()
+        assert [problem.wrong for problem in found.problems] == ["no further thread can be had"]
+        assert found.fault is None
         assert reloader._watched.paths == (PATH,)
         await reloader._looked(Look.SAME)
 

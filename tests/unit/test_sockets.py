@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import select
@@ -17,13 +18,14 @@ import pytest
 import sidecert.sockets
 from sidecert.config import Bind
 from sidecert.config.binds import bind
-from sidecert.sockets import Outflow, SocketFile, Unusable, accept_queued, listen, spell
+from sidecert.sockets import Outflow, SocketFile, Unusable, accept_queued, listen, resolve, spell
 
 
 @contextmanager
 def listening(text: str, folder: Path | None = None) -> Iterator[list[socket.socket]]:
     with ExitStack() as stack:
-        sockets = listen(bind(text, folder))
+        where = bind(text, folder)
+        sockets = listen(where, asyncio.run(resolve(where)))
         for sock in sockets:
             stack.enter_context(sock)
         yield sockets
@@ -31,7 +33,7 @@ def listening(text: str, folder: Path | None = None) -> Iterator[list[socket.soc
 
 def refused(where: Bind) -> Unusable:
     with pytest.raises(Unusable) as error:
-        listen(where)
+        listen(where, asyncio.run(resolve(where)))
     return error.value
 
 

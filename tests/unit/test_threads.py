@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from sidecert.threads import in_thread
+from sidecert.threads import NoThread, in_thread
 
 
 def test_what_it_gives_or_raises_comes_back() -> None:
@@ -21,6 +21,17 @@ def test_what_it_gives_or_raises_comes_back() -> None:
             await in_thread("other", lambda: 1 // 0)
 
     asyncio.run(scenario())
+
+
+def test_a_thread_that_cannot_be_had_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's RuntimeError would look like a fault of ours."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(NoThread, match=r"no further thread .*ulimit -u"):
+        asyncio.run(in_thread("other", lambda: None))
 
 
 def test_one_that_hangs_can_be_left_alone() -> None:

@@ -7,10 +7,12 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sidecert.watch as module
+from sidecert.threads import NoThread
 from sidecert.watch import Look, Signatures, Watched, look, signature, watch
 from support.rotation import SecretVolume, move_over
 
@@ -202,6 +204,35 @@ def test_a_fault_of_our_own_does_not_end_the_watch(
 
     asyncio.run(scenario())
     assert sum(record.exc_info is not None for record in caplog.records) >= 2
+
+
+def test_without_threads_it_is_told_once_until_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In words, and the looks go on."""
+    monkeypatch.setattr(module, "PERIOD", 0.001)
+    fails = [True, True, False, True, False]
+    told: list[Look] = []
+
+    async def tell(look: Look) -> None:
+        told.append(look)
+
+    async def in_thread(name: str, work: Callable[[], Any]) -> Any:
+        if fails and fails.pop(0):
+            raise NoThread
+        return work()
+
+    monkeypatch.setattr(module, "in_thread", in_thread)
+
+    async def scenario() -> None:
+        watching = asyncio.create_task(watch(Watched(), tell))
+        while len(told) < 3:
+            await asyncio.sleep(0.001)
+        watching.cancel()
+
+    asyncio.run(scenario())
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)] * 2
+    assert "no further thread can be had; raise that limit" in caplog.text
 
 
 def test_look_gives_each_path_its_signature(tmp_path: Path) -> None:
