@@ -226,19 +226,20 @@ class Exchange:
                 # It ended as soon as it was open. No byte of the request was written, whatever its method.
                 self._connection = None
                 self._connection = await self._pool.open(self.upstream, fresh=True)
+            self._opening = None
+            body, self._waiting = self._waiting, b""
+            self._caller.resume_reading()
+            self._send(self._connection, body)
         except NotOpened as failure:
             self.refuse(self._explain(failure.seen, failure.outcome))
-            return
         except CircuitOpen as verdict:
             self.refuse(refusals.circuit_open(verdict, self.upstream, sent_before=self._retried))
-            return
         except Refusal as refusal:
             self.refuse(refusal)
-            return
-        self._opening = None
-        body, self._waiting = self._waiting, b""
-        self._caller.resume_reading()
-        self._send(self._connection, body)
+        except Exception as exc:
+            # At once: until the loop tells of this task's end, more of the body may come, and it would go
+            # out on the connection without the head, to be read there as a request.
+            self.fault(exc)
 
     def _opening_ended(self, opening: asyncio.Task[None]) -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None:

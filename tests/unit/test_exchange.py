@@ -311,6 +311,32 @@ def test_answer_to_an_error_of_our_own_says_whether_the_request_was_sent(sent: b
     assert ("may have been processed" in refusal.detail, "No byte of" in refusal.detail) == (sent, not sent)
 
 
+@pytest.mark.parametrize("where", ["caller", "connection"])
+def test_no_body_goes_out_without_its_head(where: str, play: Play) -> None:
+    """An error of ours just before the head is sent, and more of the body before the loop tells of it: an
+    upstream would read it as a request."""
+
+    async def acts(scene: Scene) -> None:
+        connection = FakeConnection(scene.log)
+        scene.pool.opening = lambda: connection
+
+        def fail(*_: object) -> None:
+            asyncio.get_running_loop().call_soon(scene.exchange.take_body, b"def", True, [])
+            raise ValueError("ours")
+
+        if where == "caller":
+            scene.caller.resume_reading = fail  # type: ignore[method-assign]
+        else:
+            connection.begin = fail  # type: ignore[method-assign]
+        scene.exchange.start(b"abc", False)
+        await asyncio.sleep(0.01)
+        assert connection.sent == b""
+
+    scene = play(POST, acts)
+    assert ("refuse", "internal_error") in scene.caller.told
+    assert scene.log == ["open", "leave"]
+
+
 def test_refusal_of_the_certificate_is_no_reason_to_open_again(play: Play) -> None:
     """Where it came just after the hold had ended: the verdict is told, not asked for once more."""
 
