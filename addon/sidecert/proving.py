@@ -21,7 +21,7 @@ from sidecert.generation import Generation, Route, Upstream, with_credentials
 from sidecert.metrics import Proof
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Plane
-from sidecert.threads import in_thread
+from sidecert.threads import NoThread, in_thread
 from sidecert.trial import Shown, Trial, trials_of
 from sidecert.upstream import NotOpened, UpstreamConnection
 from sidecert.words import moment
@@ -194,6 +194,9 @@ class Prover:
                 if changed and not await self._put_in_force(proven.generation):
                     return
                 self.settle(proven)
+            except NoThread as exc:
+                log.warning("a certificate that was refused is not tried again for now: %s", exc)
+                self._set_timer()
             except Exception as exc:
                 log.error("an error of sidecert's own while a certificate was proven again", exc_info=exc)
                 self._set_timer()
