@@ -9,7 +9,7 @@ LINTED := addon tests
 # Names of this or that machine and of package indexes have no place in the project's files.
 ADDRESSES := (pypi|crates)[.](org|io)|pythonhosted[.]org|npmjs[.](org|com)|(deb|security)[.]debian[.]org|proxy[.]golang[.]org|(^|[^[:alnum:]_.-])/(root|work)/
 
-.PHONY: help setup demo test truth-table long fuzz bench docs check lint types layers addresses format lock clean
+.PHONY: help setup demo test truth-table long fuzz bench check-cost docs check lint types layers addresses format lock clean
 
 help:
 	@echo 'make setup    .venv from the hashed lock files'
@@ -19,6 +19,7 @@ help:
 	@echo 'make fuzz     spoilt bytes and files, guided by coverage, a minute each (SECONDS=, TARGETS=downstream); brings atheris'
 	@echo 'make truth-table  addon/TRUTH_TABLE.md from what the tests see of real servers'
 	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
+	@echo 'make check-cost  instructions and system calls per call, beside the committed figures'
 	@echo 'make docs     the pages that are made from the code: config/errors.md'
 	@echo 'make check    lint, format, types, import layers'
 	@echo 'make format   lint and format what can be repaired'
@@ -60,6 +61,10 @@ fuzz: $(STAMP)
 	@for target in $(TARGETS); do \
 		echo "fuzz: $$target, for $(SECONDS) s"; \
 		PYTHONPATH=tests $(BIN)/python tests/fuzz/atheris_$$target.py .fuzz/$$target $(SECONDS) || exit 1; done
+
+# Before a release, by hand; needs valgrind and strace. ARGS=--write takes the figures as the new ones.
+check-cost: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m bench.cost $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m sidecert.errors_page > config/errors.md

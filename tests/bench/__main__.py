@@ -19,7 +19,7 @@ import pytest
 from bench import load
 from bench.load import HOST, SCENARIOS, BadLoad, NoWrk, Scenario
 from bench.processes import Cores, cpu_seconds, pinned, resident
-from bench.proxies import PROXIES, Place, Proxy, check
+from bench.proxies import PROXIES, UPSTREAM_SETTINGS, Place, Proxy, check
 from bench.report import Report, machine
 from support.certs import Pki
 from support.clients import call
@@ -45,14 +45,8 @@ def measure(folder: Path, names: Sequence[str], rounds: int, seconds: int, start
     with ExitStack() as stack:
         # The harness, wrk and the upstream share one core: what is started inherits it.
         stack.enter_context(pinned(cores.load))
-        settings_of_upstream = (
-            "keepalive_requests 1000000000; keepalive_timeout 3600s; error_log stderr error;"
-            ' location /new { add_header X-Request-Id $request_id; return 200 "SUCCESS\\n"; }'
-        )
         upstream = stack.enter_context(
-            upstream_nginx(
-                folder / "upstream", pki.upstream, pki.trust, tls="1.3", extra=settings_of_upstream
-            )
+            upstream_nginx(folder / "upstream", pki.upstream, pki.trust, tls="1.3", extra=UPSTREAM_SETTINGS)
         )
         place = Place(folder, pki, upstream, cores)
         for _ in range(starts - 1):

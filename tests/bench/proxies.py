@@ -20,7 +20,12 @@ from support.peers import Peer, free_port, nginx_program
 from support.sidecar import Sidecar, config, route
 
 _FIRST_ANSWER = 30.0  # seconds until a proxy must have answered
-_UPSTREAM_NAME = "localhost"
+UPSTREAM_NAME = "localhost"
+UPSTREAM_SETTINGS = (
+    "keepalive_requests 1000000000; keepalive_timeout 3600s; error_log stderr error;"
+    ' location /new { add_header X-Request-Id $request_id; return 200 "SUCCESS\\n"; }'
+)
+"""Of the nginx that they call: it keeps its connections, and gives `/new` no head twice."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ Start = Callable[[Place], AbstractContextManager[Proxy]]
 def sidecert(place: Place) -> Iterator[Proxy]:
     """`sidecert run` with one route, its defaults otherwise."""
     address = ("127.0.0.1", free_port())
-    routes = [route("bench", place.upstream, trust=place.pki.trust, host=HOST, server_name=_UPSTREAM_NAME)]
+    routes = [route("bench", place.upstream, trust=place.pki.trust, host=HOST, server_name=UPSTREAM_NAME)]
     listeners = [{"bind": f"{address[0]}:{address[1]}"}]
     begun, begun_clock = time.monotonic(), time.time()
     with pinned(place.cores.proxy):
@@ -93,7 +98,7 @@ def nginx(place: Place) -> Iterator[Proxy]:
                     proxy_ssl_certificate_key {pki.alice.key};
                     proxy_ssl_trusted_certificate {pki.trust};
                     proxy_ssl_verify on;
-                    proxy_ssl_name {_UPSTREAM_NAME};
+                    proxy_ssl_name {UPSTREAM_NAME};
                     proxy_ssl_server_name on;
                     proxy_ssl_protocols TLSv1.2 TLSv1.3;
                 }}

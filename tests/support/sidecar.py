@@ -85,7 +85,10 @@ class StartSidecar(Protocol):
 class Sidecar:
     """A running sidecar. `addresses` maps each bind string to the real address, "admin" to the admin's."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any] | str, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any] | str, *arguments: str, under: Sequence[str] = ()
+    ) -> None:
+        """`under` is a command that runs another one: a profiler."""
         private_folder(folder)
         self.path = folder / "sidecert.yaml"
         self.rewrite(config)
@@ -93,7 +96,7 @@ class Sidecar:
         self._begin_log()
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
-                [PROGRAM, "run", "-c", str(self.path), *arguments],
+                [*under, PROGRAM, "run", "-c", str(self.path), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=output,
@@ -105,9 +108,9 @@ class Sidecar:
         text = config if isinstance(config, str) else yaml.safe_dump(dict(config), sort_keys=False)
         self.path.write_text(text)
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, timeout: float = READY) -> None:
         """Waits for the record `ready`; raises StartFailed when the process ends first or is too slow."""
-        self.wait_for(lambda: bool(self.events("ready")), READY, "the sidecar was not ready in time")
+        self.wait_for(lambda: bool(self.events("ready")), timeout, "the sidecar was not ready in time")
         for record in self.events("listening"):
             self.addresses[record["listener"]] = _address(record["address"])
 
