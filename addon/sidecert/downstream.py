@@ -485,7 +485,7 @@ class Downstream(asyncio.Protocol):
         self._plane.metrics.denied(refusal.outcome)
         left_out: int | None = 0
         if self._checked_by is None or refusal.outcome in REPEATED:
-            left_out = self._plane.connections_refused.left_out(refusal.outcome)
+            left_out = self.listener.refused.left_out(refusal.outcome)
         if left_out is not None:
             call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.addresses()[0])
             calllog.refused(refusal, call, None, left_out=left_out)

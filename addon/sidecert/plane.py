@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sidecert.callers import LOOPBACK_ONLY, Callers
@@ -44,6 +44,8 @@ class Listener:
     route: str | None
     hosts: frozenset[str]
     callers: Callers = LOOPBACK_ONLY
+    refused: Sparing = field(default_factory=Sparing)
+    """For the log: anybody can connect, as often as they like."""
 
 
 class CallerConnection(Protocol):
@@ -69,8 +71,6 @@ class Plane:
         self.connections: set[CallerConnection] = set()
         self.leaving: set[CallerConnection] = set()
         """Those that were refused for want of room, or for their address, until they have read why."""
-        self.connections_refused = Sparing()
-        """For the log: anybody can connect, as often as they like."""
         self.draining = False
         """Connections are to end with the calls that they carry."""
         self.expired = False

@@ -957,7 +957,7 @@ class World:
         plane = self.inside.plane
         plane.draining = plane.expired = False
         plane._emptied = None
-        plane.connections_refused = Sparing()
+        self.inside.listener.refused = Sparing()
         # anew, so that it does not know the caller yet
         self.inside.listener.callers = Callers(LOOPBACK_ONLY.label, LOOPBACK_ONLY.allow)
 

@@ -99,6 +99,9 @@ def test_only_allowed_addresses_may_call(peers: Peers, pki: Pki, sidecar: StartS
                 assert stranger.closed()
         assert len(recorder.requests) == 4
         assert running.metric(DENIED, reason="caller_not_allowed") == len(strangers)
+        told = running.events("refused")
+        assert {each["listener"] for each in told} == {"0.0.0.0:8080", "[::]:8080", "127.0.0.1:8082"}
+        assert {each["level"] for each in told} == {"info"}  # as each call that is refused for what it is
 
 
 def test_loopback_listener_takes_loopback_callers_only(peers: Peers, pki: Pki, sidecar: StartSidecar) -> None:
