@@ -16,7 +16,7 @@ _PAUSE = 1.0
 
 
 class Sparing:
-    """Lets one line a second pass for each reason: those of a route, or of callers that a listener does not know."""
+    """Lets one line a second pass for each reason: those of a route, or of a listener's strangers."""
 
     def __init__(self) -> None:
         self._left_out: dict[str, int] = {}
