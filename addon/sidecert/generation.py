@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from sidecert.errors import ConfigError, Problem, telling
 from sidecert.presented import OwnCertificate
 from sidecert.rewriting import Origin, own_origins
 from sidecert.tls import TlsFailure, Trust, make_context
-from sidecert.watch import Signatures, signature
+from sidecert.watch import Signature, Signatures, signature
 
 _MOST_CHOSEN_HOSTS = 1024
 
@@ -166,9 +167,8 @@ def build(
     """
     files = {} if files is None else files
     files[path] = signature(path)
-    if before is not None and path.is_fifo():  # at the start it may be one: `-c <(...)`
-        wrong, right = "this is a named pipe by now, which may never be written", "put the config file back"
-        raise ConfigError([Problem(str(path), None, "", wrong, right)])
+    if before is not None:
+        _check_is_still_there(path, files[path])
     draft = configs.read(path)
     now = time.time() if now is None else now
     builder = _Builder(draft, environ, now, files, before or {})
@@ -179,6 +179,18 @@ def build(
         raise ConfigError(problems)
     router = routing.Router(draft.config.routes)
     return Generation(number, path, draft.config, credentials, routes, router, telling(problems), files)
+
+
+def _check_is_still_there(path: Path, looks: Signature) -> None:
+    """Raises ConfigError where the config file that was loaded once is none any more."""
+    if path.is_fifo():  # at the start it may be one: `-c <(...)`
+        wrong, right = "this is a named pipe by now, which may never be written", "put the config file back"
+    elif looks.error == errno.ENOENT:
+        wrong = "the config file is gone"
+        right = "put it back: what it held goes on being served, but a restart would find nothing"
+    else:
+        return
+    raise ConfigError([Problem(str(path), None, "", wrong, right)])
 
 
 class _Builder:

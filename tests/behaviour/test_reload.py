@@ -243,6 +243,21 @@ def test_config_that_becomes_a_pipe_holds_no_reload_up(
     assert _reload(running).status == 200
 
 
+def test_config_that_is_gone_is_asked_back(sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki) -> None:
+    """Not by the words for a start, where another name may have been meant: calls go on without it."""
+    running = sidecar(route("one", recorder, trust=pki.trust))
+    text = running.path.read_text()
+    running.path.unlink()
+    answer = _reload(running)
+    assert answer.status == 422
+    (problem,) = answer.json()["problems"]
+    assert problem["wrong"] == "the config file is gone"
+    assert "put it back" in problem["right"]
+    assert running.get("http://one.test/").status == 200
+    running.path.write_text(text)
+    assert _reload(running).status == 200
+
+
 def test_an_address_that_cannot_be_had_fails_the_whole_reload(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, peers: Peers
 ) -> None:

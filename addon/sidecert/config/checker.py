@@ -45,6 +45,7 @@ EXAMPLES = {
     "tls": "tls: {min: 1.2, max: 1.3}",
     "timeouts": "timeouts: {connect: 5s}",
     "pool": "pool: {max_idle: 32}",
+    "circuit": "circuit: {failures: 5}, or {failures: 0} to switch it off",
     "credential": "credential: and the id of one, or none to call without a certificate",
     "limits": "limits: {connections: 1000}",
     "drain": "drain: 30s",
