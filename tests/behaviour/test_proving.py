@@ -488,6 +488,34 @@ def test_whoever_hears_of_a_certificate_held_back_hears_of_the_restart_and_of_wh
     assert again.get("http://one.test/").header("Sidecert-Outcome") == "client_cert_unknown_ca"
 
 
+@pytest.mark.parametrize("kind", ["refused", "accepted"])
+def test_nothing_is_told_of_a_certificate_that_does_not_come_into_force(
+    kind: str, sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """It is proven, and then the reload fails at the address of a listener: neither log, gauge nor status page
+    speak of what has not happened. Once it does, they do."""
+    first = pki.ca.caller("first")
+    new = pki.other_ca.caller("new") if kind == "refused" else pki.ca.caller("new")
+    settings = route("one", recorder, trust=pki.trust, credential="me")
+    one = Rotating(sidecar, tmp_path / "me", first, settings)
+    good = one.sidecar.path.read_text()
+    taken = yaml.safe_load(good)
+    taken["listeners"].append({"bind": recorder.address})
+    one.sidecar.rewrite(taken)
+    problems = one.rotate(new, expect=422).json()["problems"]
+    assert [each["path"] for each in problems] == ["listeners[1].bind"]
+    assert one.proofs() == {kind: 1}
+    assert one.held_back == 0
+    assert one.in_force(first)
+    assert "newer one held back" not in one.sidecar.ask_admin("GET", "/").text
+    events = ("credential_held_back", "credential_proven", "credential_unproven")
+    assert not [told for event in events for told in one.sidecar.events(event)]
+    one.sidecar.rewrite(good)
+    one.reload()
+    expected = "credential_held_back" if kind == "refused" else "credential_proven"
+    assert [len(one.sidecar.events(event)) for event in events] == [int(each == expected) for each in events]
+
+
 def test_end_of_the_sidecar_does_not_wait_for_proofs(
     sidecar: StartSidecar, peers: Peers, pki: Pki, tmp_path: Path
 ) -> None:

@@ -314,6 +314,9 @@ def test_refusal_counts_unless_the_one_before_is_seen_refused(
             proven = await stage.rotate(files["good"])
             assert bool(proven.held) == held, old
             assert stage.subject == ("CN=first" if held else "CN=good")
+            for each in proven.held.values():
+                told = f"could not be compared with the one before ({old})" in each.problem.wrong
+                assert told == (old is not Outcome.OK)
             stage.prover.close()
 
     asyncio.run(main())
