@@ -492,8 +492,8 @@ def test_whoever_hears_of_a_certificate_held_back_hears_of_the_restart_and_of_wh
 def test_nothing_is_told_of_a_certificate_that_does_not_come_into_force(
     kind: str, sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
 ) -> None:
-    """It is proven, and then the reload fails at the address of a listener: neither log, gauge nor status page
-    speak of what has not happened. Once it does, they do."""
+    """It is proven, and then the reload fails at the address of a listener: neither log, gauge nor status
+    page speak of what has not happened. Once it does, they do."""
     first = pki.ca.caller("first")
     new = pki.other_ca.caller("new") if kind == "refused" else pki.ca.caller("new")
     settings = route("one", recorder, trust=pki.trust, credential="me")
