@@ -16,7 +16,7 @@ from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
 from sidecert.plane import DRAIN_GRACE, Listener, Plane
-from sidecert.sockets import Outflow, is_among_the_last, unread
+from sidecert.sockets import SPARE, TELLING, Outflow, descriptors_left, unread
 from sidecert.sparing import REPEATED
 from sidecert.timers import Deadline
 
@@ -198,7 +198,7 @@ class Downstream(asyncio.Protocol):
         if len(self._plane.connections) >= limit:
             wrong = f"All {limit} connections that `limits.connections` allows are in use."
             right = "Call less at once, or raise `limits.connections`."
-        elif is_among_the_last(self._transport):
+        elif descriptors_left(self._transport) < SPARE:
             wrong = "Nearly all files and sockets that this process may have open are in use."
             right = "Call less at once, or raise the limit (`ulimit -n`, `LimitNOFILE` of systemd)."
         else:
@@ -472,15 +472,23 @@ class Downstream(asyncio.Protocol):
             log.error("an error of sidecert's own while a downstream connection was cut", exc_info=exc)
 
     def _refuse_connection(self, refusal: Refusal) -> None:
-        if len(self._plane.leaving) >= self._limits.connections:
-            self._plane.metrics.denied(refusal.outcome)
-            self._transport.abort()  # more than that are reading already why they are not served
-            return
-        self._plane.leaving.add(self)
-        self._refuse_unread(refusal)
+        leaving = self._plane.leaving
+        crowded = (
+            len(leaving) >= self._limits.connections or descriptors_left(self._transport) < SPARE - TELLING
+        )
+        leaving.add(self)
+        self._tell_unread(refusal)
+        if crowded:
+            self._close()  # so many are reading theirs that this one gets no time for it
+        else:
+            self._end_after_answer()
 
     def _refuse_unread(self, refusal: Refusal) -> None:
-        """Answer a request that could not be read, or was not."""
+        """Answer a request that could not be read, or was not, and end the connection."""
+        self._tell_unread(refusal)
+        self._end_after_answer()
+
+    def _tell_unread(self, refusal: Refusal) -> None:
         request_id = calllog.new_request_id()
         self._plane.metrics.denied(refusal.outcome)
         left_out: int | None = 0
@@ -502,7 +510,6 @@ class Downstream(asyncio.Protocol):
                 head_only=_ASKS_FOR_HEAD.match(self._buffer) is not None,
             )
         )
-        self._end_after_answer()
 
     def _end_after_answer(self) -> None:
         """Close once the caller can have read the answer."""

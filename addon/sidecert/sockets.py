@@ -16,6 +16,7 @@ import stat
 import sys
 import termios
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -37,9 +38,12 @@ _RESOLVE = 5.0
 _LOOK_EVERY = 1.0
 """Seconds between two looks at an `Outflow`, or a quarter of its limit: by that much it may be late."""
 
-_SPARE = 64
+SPARE = 64
 """Descriptors that callers cannot take: for upstream connections, the admin, files to be loaded, and
 those who are being told that there is no room."""
+
+TELLING = 32
+"""How many of those the last may take until they have read it; the rest are told and closed at once."""
 
 
 class Unusable(Exception):
@@ -162,17 +166,17 @@ def _ask_kernel(transport: asyncio.BaseTransport, what: int) -> int:
     return int.from_bytes(found, sys.byteorder)
 
 
-def is_among_the_last(transport: asyncio.BaseTransport) -> bool:
-    """Whether hardly a descriptor is left after that of a connection that was just accepted.
+def descriptors_left(transport: asyncio.BaseTransport) -> float:
+    """How many descriptors at least can still be had after that of a connection that was just accepted.
 
     The kernel gives the lowest number that is free. Where none is left, uvloop resets all who wait in the
     backlog, and nothing can be connected to, loaded or listened on.
     """
     connection = transport.get_extra_info("socket")
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        connection is not None and limit - _SPARE <= connection.fileno() and limit != resource.RLIM_INFINITY
-    )
+    if connection is None or limit == resource.RLIM_INFINITY:
+        return inf
+    return max(0, limit - connection.fileno() - 1)
 
 
 def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from sidecert.sockets import SPARE
 from support.certs import Pki
 from support.clients import Caller, Talker
+from support.masses import Mass, open_files
 from support.peers import Peers
 from support.recorder import gated, silence
 from support.sidecar import Sidecar, StartSidecar, route
 
 GET = b"GET / HTTP/1.1\r\nHost: orders.test\r\n\r\n"
 MARGIN = 40  # descriptors: fewer than those that are kept from callers
+DENIED = "sidecert_denied_requests_total"
+CONNECTED = "sidecert_downstream_connections"
 STARVED = 2.0  # seconds without a descriptor
 
 
@@ -84,6 +88,39 @@ def test_without_descriptors_calls_go_on_and_callers_are_told(
         for _ in range(10):
             assert running.get("http://orders.test/").status == 200
         assert kept.call("GET", "http://other.test/").status == 200
+
+
+def test_refused_callers_leave_descriptors_for_the_rest(
+    sidecar: StartSidecar, peers: Peers, pki: Pki
+) -> None:
+    """300 callers come where there is room for some 36, ask and stay. Those are served; each of the rest is told 503.
+    Those who are given time to read that take half of the spare descriptors at most: a call can still open
+    its connection. When they have gone, callers are served again."""
+    callers, room = 300, 36
+    running = sidecar(
+        route("orders", peers.recorder(), trust=pki.trust, pool={"max_connections": 8}),
+        route("other", peers.recorder(), trust=pki.trust),
+        limits={"keepalive": "30s"},
+    )
+    with open_files(callers), Caller(running.listener) as kept:
+        assert kept.call("GET", "http://orders.test/").status == 200
+        _limit_descriptors(running, running.descriptors() + room + SPARE)
+        with Mass(running.listener, callers) as mass:
+            mass.send(GET)
+            assert kept.call("GET", "http://other.test/").status == 200, "a connection of its own"
+            mass.watch(lambda: all(one.size or one.end != "open" for one in mass.all))
+            served = [one for one in mass.all if one.status == 200]
+            assert all(one.end == "open" for one in served)
+            assert room - 10 <= len(served) <= room + 10, "some numbers below are free, or taken meanwhile"
+            told = [one for one in mass.all if one.status == 503]
+            assert len(told) + len(served) == callers
+            assert running.metric(DENIED, reason="overloaded") == len(told)
+            mass.watch(lambda: all(one.end != "open" for one in told))
+            running.wait_for(lambda: running.metric(CONNECTED, listener="127.0.0.1:0") == len(served) + 1)
+            assert kept.call("GET", "http://orders.test/").status == 200
+        running.wait_for(lambda: running.metric(CONNECTED, listener="127.0.0.1:0") == 1)
+        for _ in range(3):
+            assert running.get("http://orders.test/").status == 200
 
 
 def test_lack_of_descriptors_is_held_against_no_upstream(
