@@ -176,7 +176,8 @@ def descriptors_left(transport: asyncio.BaseTransport) -> float:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if connection is None or limit == resource.RLIM_INFINITY:
         return inf
-    return max(0, limit - connection.fileno() - 1)
+    number: int = connection.fileno()
+    return max(0, limit - number - 1)
 
 
 def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:

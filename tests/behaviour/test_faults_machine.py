@@ -93,9 +93,9 @@ def test_without_descriptors_calls_go_on_and_callers_are_told(
 def test_refused_callers_leave_descriptors_for_the_rest(
     sidecar: StartSidecar, peers: Peers, pki: Pki
 ) -> None:
-    """300 callers come where there is room for some 36, ask and stay. Those are served; each of the rest is told 503.
-    Those who are given time to read that take half of the spare descriptors at most: a call can still open
-    its connection. When they have gone, callers are served again."""
+    """300 callers come where there is room for some 36, ask and stay. Those are served; each of the rest is
+    told 503. Who is given time to read that takes one of half of the spare descriptors: a call can still
+    open its connection. When they have gone, callers are served again."""
     callers, room = 300, 36
     running = sidecar(
         route("orders", peers.recorder(), trust=pki.trust, pool={"max_connections": 8}),
