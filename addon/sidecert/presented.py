@@ -74,11 +74,11 @@ class OwnCertificate:
         """What tells it, the new one, from the one `before`, as far as upstreams care, the weightiest first;
         empty where nothing does."""
         told = [
-            f"{what} {old}, the new one {what} {new}"
+            f"{what} {old}, the new one {new}"
             for what, old, new in (
-                ("was issued by", before._by, self._by),
+                ("was issued", f"by {before._by}", f"by {self._by}"),
                 ("is sent", before._sent, self._sent),
-                ("is for", listed(before.uses) or "any use", listed(self.uses) or "any use"),
+                ("is", f"for {listed(before.uses) or 'any use'}", f"for {listed(self.uses) or 'any use'}"),
                 ("names", before.subject, self.subject),
             )
             if old != new

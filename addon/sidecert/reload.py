@@ -206,7 +206,7 @@ class Reloader:
         log_problems(found.problems)
         current = self._plane.generation
         if found.ok:
-            words = "generation %d is in force: %d routes, %d credentials"
+            words = "generation %d is in force (routes: %d, credentials: %d)"
             fields = {"event": "reloaded", "generation": current.number}
             _LOG.info(words, current.number, len(current.routes), len(current.credentials), extra=fields)
         else:

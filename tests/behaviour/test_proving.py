@@ -475,7 +475,7 @@ def test_whoever_hears_of_a_certificate_held_back_hears_of_the_restart_and_of_wh
     page = one.sidecar.ask_admin("GET", "/").text
     restart, issuers = (
         "restart",
-        "The one before was issued by CN=sidecert test root, the new one was issued by",
+        "The one before was issued by CN=sidecert test root, the new one by",
     )
     assert restart in problem["wrong"]
     assert restart in told["message"]

@@ -17,23 +17,23 @@ BETWEEN = fact("CN=between", "CN=root")
         (own(fact(ends=99999999)), ""),
         (
             own(fact(issuer="CN=other")),
-            "The one before was issued by CN=root, the new one was issued by CN=other",
+            "The one before was issued by CN=root, the new one by CN=other",
         ),
         (
             own(fact("CN=bob", "CN=other")),
-            "The one before was issued by CN=root, the new one was issued by CN=other; "
-            "the one before names CN=alice, the new one names CN=bob",
+            "The one before was issued by CN=root, the new one by CN=other; "
+            "the one before names CN=alice, the new one CN=bob",
         ),
         (
             own(fact(issuer="CN=alice"), self_signed=True),
-            "The one before was issued by CN=root, the new one was issued by itself",
+            "The one before was issued by CN=root, the new one by itself",
         ),
         (
             own(fact(), BETWEEN),
             "The one before is sent without intermediates, "
-            "the new one is sent with an intermediate, the last issued by CN=root",
+            "the new one with an intermediate, the last issued by CN=root",
         ),
-        (own(uses=[]), "The one before is for clientAuth, the new one is for any use"),
+        (own(uses=[]), "The one before is for clientAuth, the new one for any use"),
     ],
 )
 def test_what_differs_is_told_the_issuer_first(new: OwnCertificate, told: str) -> None:
