@@ -13,7 +13,7 @@ from support.certs import Pki
 from support.clients import Talker, call
 from support.inside import running_inside
 from support.peers import Peers
-from support.recorder import Exchange, TlsRecorder
+from support.recorder import TlsRecorder, whole_or_cut
 from support.sidecar import Sidecar, StartSidecar, config, route
 
 HOST = b"Host: orders.test\r\n"
@@ -173,16 +173,7 @@ def test_malformed_chunk_is_refused_and_ends_the_upstreams_request(
 ) -> None:
     """A body that breaks its framing half way: 400, and the upstream sees it cut, never whole."""
     ends: list[str] = []
-
-    def answer(exchange: Exchange) -> None:
-        try:
-            exchange.read_body()
-            ends.append("whole")
-        except (EOFError, OSError):
-            ends.append("cut")
-        exchange.ended = True
-
-    upstream = peers.recorder(answer=answer)
+    upstream = peers.recorder(answer=whole_or_cut(ends))
     running = start(sidecar, upstream, pki)
     with Talker(running.listener) as talker:
         talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")

@@ -39,7 +39,7 @@ def _answer(asked: Exchange) -> None:
     asked.send(head(200, ("Content-Length", str(len(body)))) + body)
 
 
-class Load:
+class Account:
     """Callers of one sidecar and what became of each of their calls."""
 
     def __init__(self, addresses: list[Address]) -> None:
@@ -52,7 +52,7 @@ class Load:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    def start(self, kinds: list[Callable[[Load, Address, str], bool]]) -> None:
+    def start(self, kinds: list[Callable[[Account, Address, str], bool]]) -> None:
         for kind in kinds:
             for number in range(CALLERS):
                 address = self.addresses[number % len(self.addresses)]
@@ -66,7 +66,7 @@ class Load:
             thread.join(END)
             assert not thread.is_alive(), "a caller hangs"
 
-    def _work(self, kind: Callable[[Load, Address, str], bool], address: Address, name: str) -> None:
+    def _work(self, kind: Callable[[Account, Address, str], bool], address: Address, name: str) -> None:
         try:
             count = 0
             while kind(self, address, f"{name}/{count}"):
@@ -119,67 +119,67 @@ class Load:
             self.wrong.append(f"{targets}: reset in the listener's queue")
 
 
-def _ask(load: Load, talker: Talker, targets: list[str], data: bytes, *, fresh: bool) -> bool:
+def _ask(account: Account, talker: Talker, targets: list[str], data: bytes, *, fresh: bool) -> bool:
     """Sends `data`, which asks for `targets`; they are owed an answer if SIGTERM came only after that."""
     try:
         talker.send(data)
     except OSError as error:
-        load._ended(talker, targets, error, owed=False, fresh=fresh)
+        account._ended(talker, targets, error, owed=False, fresh=fresh)
         return False
-    return load.read(talker, targets, owed=not load.told.is_set(), fresh=fresh)
+    return account.read(talker, targets, owed=not account.told.is_set(), fresh=fresh)
 
 
 def _get(target: str, *fields: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: one.test", *fields, "", ""]).encode()
 
 
-def _one_connection_per_request(load: Load, address: Address, name: str) -> bool:
-    talker = load.connect(address)
+def _one_connection_per_request(account: Account, address: Address, name: str) -> bool:
+    talker = account.connect(address)
     if talker is None:
         return False
     with talker:
-        _ask(load, talker, [name], _get(name), fresh=True)
+        _ask(account, talker, [name], _get(name), fresh=True)
         return True
 
 
-def _keep_alive(load: Load, address: Address, name: str) -> bool:
-    talker = load.connect(address)
+def _keep_alive(account: Account, address: Address, name: str) -> bool:
+    talker = account.connect(address)
     if talker is None:
         return False
     with talker:
         for number in range(20):
             target = f"{name}.{number}"
-            if not _ask(load, talker, [target], _get(target), fresh=not number):
+            if not _ask(account, talker, [target], _get(target), fresh=not number):
                 break
         return True
 
 
-def _pipelined(load: Load, address: Address, name: str) -> bool:
-    talker = load.connect(address)
+def _pipelined(account: Account, address: Address, name: str) -> bool:
+    talker = account.connect(address)
     if talker is None:
         return False
     with talker:
         targets = [f"{name}.{number}" for number in range(5)]
-        _ask(load, talker, targets, b"".join(map(_get, targets)), fresh=True)
+        _ask(account, talker, targets, b"".join(map(_get, targets)), fresh=True)
         return True
 
 
-def _slow_body(load: Load, address: Address, name: str) -> bool:
+def _slow_body(account: Account, address: Address, name: str) -> bool:
     """Its head is with the kernel before SIGTERM, or not; the body goes on coming after it."""
-    talker = load.connect(address)
+    talker = account.connect(address)
     if talker is None:
         return False
     with talker:
         talker.send(f"POST {name} HTTP/1.1\r\nHost: one.test\r\nContent-Length: 5\r\n\r\n".encode())
-        owed = not load.told.is_set()
+        owed = not account.told.is_set()
         try:
             for _ in range(5):
                 time.sleep(0.01)  # a slow caller is what this is
                 talker.send(b"x")
         except OSError as error:
-            load._ended(talker, [name], error, owed=owed, fresh=True)
+            account._ended(talker, [name], error, owed=owed, fresh=True)
             return True
-        load.read(talker, [name], owed=owed, fresh=True)
+        account.read(talker, [name], owed=owed, fresh=True)
         return True
 
 
@@ -205,23 +205,23 @@ def _round(folder: Path, upstream: TlsRecorder, pki: Pki, wait: float) -> Counte
         drain="20s",
     )
     with running(folder, whole) as sidecar:
-        load = Load([sidecar.listener, str(path)])
-        load.start(KINDS)
+        account = Account([sidecar.listener, str(path)])
+        account.start(KINDS)
         upstream.wait_for(lambda: len(upstream.requests) > 20)
         time.sleep(wait)  # any moment will do
-        load.told.set()
+        account.told.set()
         sidecar.signal(signal.SIGTERM)
         while path.exists() and sidecar.process.poll() is None:
             time.sleep(0.001)
         assert not _ready(sidecar), "a listener was closed while it was still called ready"
-        load.join()
+        account.join()
         assert sidecar.process.wait(20) == 0
-        assert not load.wrong, load.wrong[:10]
+        assert not account.wrong, account.wrong[:10]
     seen = Counter(each.target for each in upstream.requests)
     assert [target for target, count in seen.items() if count != 1] == [], "sent more than once"
-    assert seen.keys() == load.answered
-    assert not seen.keys() & load.unanswered
-    return load.fates
+    assert seen.keys() == account.answered
+    assert not seen.keys() & account.unanswered
+    return account.fates
 
 
 @pytest.mark.long_form(seconds=900)

@@ -24,6 +24,7 @@ from support.recorder import (
     head,
     raw,
     until_close,
+    whole_or_cut,
 )
 from support.sidecar import Sidecar, StartSidecar, route
 
@@ -286,18 +287,7 @@ def test_half_closed_caller_gets_its_answer(start: Start) -> None:
 def test_body_that_the_caller_cuts_short_is_never_a_whole_one(start: Start) -> None:
     """A caller that leaves in the middle of its body: the upstream sees it cut."""
     ends: list[str] = []
-    done = threading.Event()
-
-    def answer(exchange: Exchange) -> None:
-        try:
-            exchange.read_body()
-            ends.append("whole")
-        except (EOFError, OSError):
-            ends.append("cut")
-        exchange.ended = True
-        done.set()
-
-    running, upstream = start(answer)
+    running, upstream = start(whole_or_cut(ends))
     for fields, body in (
         (["Content-Length: 10"], b"abc"),
         (["Transfer-Encoding: chunked"], b"3\r\nabc\r\n"),
@@ -309,8 +299,7 @@ def test_body_that_the_caller_cuts_short_is_never_a_whole_one(start: Start) -> N
                 talker.send(request("/", *fields, method="POST") + body)
                 upstream.wait_for(lambda before=before: len(upstream.requests) > before)  # type: ignore[misc]
                 leave(talker)
-                assert done.wait(10)
-                done.clear()
+                upstream.wait_for(lambda before=before: len(ends) > before)  # type: ignore[misc]
     assert ends == ["cut"] * 6
     assert running.metric("sidecert_requests_in_progress", route="orders") == 0
 

@@ -12,7 +12,7 @@ import pytest
 from support.certs import Pki
 from support.clients import Talker
 from support.peers import Peers
-from support.recorder import Exchange, TlsRecorder, head, silence
+from support.recorder import Exchange, TlsRecorder, head, silence, whole_or_cut
 from support.sidecar import StartSidecar, route
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: orders.test\r\n\r\n"
@@ -104,16 +104,7 @@ def test_body_that_stops_is_refused_and_never_a_whole_one(
 ) -> None:
     """`stall` with no byte of the body: 400, and the upstream sees the request cut."""
     ends: list[str] = []
-
-    def answer(exchange: Exchange) -> None:
-        try:
-            exchange.read_body()
-            ends.append("whole")
-        except (EOFError, OSError):
-            ends.append("cut")
-        exchange.ended = True
-
-    upstream = peers.recorder(answer=answer)
+    upstream = peers.recorder(answer=whole_or_cut(ends))
     running = sidecar(route("orders", upstream, trust=pki.trust, timeouts={"stall": "300ms"}))
     with Talker(running.listener) as talker, within(0.2, 3):
         talker.send(b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 10\r\n\r\nabc")

@@ -24,8 +24,8 @@ FULL_PACE = 2.0
 """Seconds that no call to a good upstream may take: those to the dead ones are held for longer."""
 
 
-class Crowd:
-    """Many callers on one thread: each sends one call, and what it is answered is noted when it comes."""
+class Callers:
+    """Many of them on one thread: each sends one call, and what it is answered is noted when it comes."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -78,8 +78,8 @@ class Crowd:
 
 
 @contextmanager
-def crowd() -> Iterator[Crowd]:
-    callers = Crowd()
+def gathered() -> Iterator[Callers]:
+    callers = Callers()
     try:
         yield callers
     finally:
@@ -113,7 +113,7 @@ def test_other_routes_answer_at_full_pace_while_upstreams_are_dead(
     )
     before = call_in_turn(running, "good.test", 100)
     dead = ("unreachable", "mute", "hanging")
-    with crowd() as callers:
+    with gathered() as callers:
         for name in dead:
             callers.call(running.listener, f"{name}.test", 300)
         held: dict[str, float | None] = {}
@@ -157,7 +157,7 @@ def test_dead_upstream_keeps_a_bounded_number_of_callers(
         route("good", peers.recorder(answer=fixed()), trust=pki.trust),
     )
     began = time.monotonic()
-    with crowd() as callers:
+    with gathered() as callers:
         callers.call(running.listener, "dead.test", 500)
         while len(callers.waiting) > HELD_AT_MOST:
             callers.read(0.1)
@@ -196,7 +196,7 @@ def test_flood_beyond_the_limit_does_not_harm_those_who_are_in(
         while refused:
             size = min(50, refused)
             refused -= size
-            with crowd() as callers:
+            with gathered() as callers:
                 callers.call(running.listener, "orders.test", size)
                 for each in calling:
                     assert each.get("http://orders.test/").status == 200

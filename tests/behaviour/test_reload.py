@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from conftest import StartSidecar
-from support.certs import Pki
+from support.certs import Files, Pki
 from support.clients import Answer, Caller, call, connect
 from support.peers import Peers
 from support.recorder import TlsRecorder, fixed, gated
@@ -31,6 +31,14 @@ def _config(sidecar: Sidecar) -> dict[str, Any]:
 
 def _reload(sidecar: Sidecar) -> Answer:
     return sidecar.ask_admin("POST", "/-/reload")
+
+
+def _copy(files: Files, folder: Path) -> Files:
+    """Over what is there by the same names."""
+    copied = Files(folder / "me.certificate", folder / "me.key")
+    shutil.copy(files.certificate, copied.certificate)
+    shutil.copy(files.key, copied.key)
+    return copied
 
 
 def _hang_up(sidecar: Sidecar, event: str) -> None:
@@ -107,16 +115,12 @@ def test_a_rotated_certificate_is_used_after_a_reload(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
 ) -> None:
     """The same path with another file: no connection made under the old one serves a new call."""
-    files = {name: tmp_path / f"me.{name}" for name in ("certificate", "key")}
-    shutil.copy(pki.alice.certificate, files["certificate"])
-    shutil.copy(pki.alice.key, files["key"])
+    files = _copy(pki.alice, tmp_path)
     running = sidecar(
-        route("one", recorder, trust=pki.trust, credential="me"),
-        credentials={"me": {name: str(path) for name, path in files.items()}},
+        route("one", recorder, trust=pki.trust, credential="me"), credentials={"me": files.config}
     )
     assert running.get("http://one.test/").status == 200
-    shutil.copy(pki.bob.certificate, files["certificate"])
-    shutil.copy(pki.bob.key, files["key"])
+    _copy(pki.bob, tmp_path)
     assert _reload(running).status == 200
     assert running.get("http://one.test/").status == 200
     assert [seen.subject for seen in recorder.requests] == ["alice", "bob"]
@@ -126,14 +130,11 @@ def test_half_a_rotation_changes_nothing(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
 ) -> None:
     """A certificate that came before its key does not match it: the old pair goes on."""
-    files = {name: tmp_path / f"me.{name}" for name in ("certificate", "key")}
-    shutil.copy(pki.alice.certificate, files["certificate"])
-    shutil.copy(pki.alice.key, files["key"])
+    files = _copy(pki.alice, tmp_path)
     running = sidecar(
-        route("one", recorder, trust=pki.trust, credential="me"),
-        credentials={"me": {name: str(path) for name, path in files.items()}},
+        route("one", recorder, trust=pki.trust, credential="me"), credentials={"me": files.config}
     )
-    shutil.copy(pki.bob.certificate, files["certificate"])
+    shutil.copy(pki.bob.certificate, files.certificate)
     assert _reload(running).status == 422
     assert running.get("http://one.test/").status == 200
     assert recorder.requests[0].subject == "alice"

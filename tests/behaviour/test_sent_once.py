@@ -324,6 +324,18 @@ def judge_all(plan: Plan, name: str, upstream: Mortal, *, held: bool = False) ->
     return sum(judge_aloud(call, upstream.arrivals.get(call.name, []), held) for call in calls)
 
 
+def check_counters(running: Sidecar, name: str, upstream: Mortal, again: int) -> int:
+    """Holds them against what the upstream saw; gives how many requests it cannot have seen."""
+    reused = sum(each.place > 1 for arrivals in upstream.arrivals.values() for each in arrivals)
+    unseen = int(reuses(running, name)) - reused
+    # A RST can destroy a request of which nobody then knows, but no more than one.
+    assert 0 <= unseen <= upstream.blind
+    assert again <= retries(running, name) <= again + unseen
+    assert sum(running.outcomes(name).values()) == upstream.connections
+    assert running.metric("sidecert_requests_in_progress", route=name) == 0
+    return unseen
+
+
 @pytest.mark.long_form(seconds=900)
 def test_no_death_of_an_upstream_makes_a_call_happen_twice(sidecar: StartSidecar, pki: Pki) -> None:
     """Calls of all kinds to upstreams that die at every point in every way: each is sent as often as it may
@@ -335,13 +347,7 @@ def test_no_death_of_an_upstream_makes_a_call_happen_twice(sidecar: StartSidecar
         carry_out(plan, running.listener, found)
         for name, upstream in found.items():
             again = judge_all(plan, name, upstream)
-            reused = sum(each.place > 1 for arrivals in upstream.arrivals.values() for each in arrivals)
-            unseen = int(reuses(running, name)) - reused
-            # A RST can destroy a request of which nobody then knows, but no more than one.
-            assert 0 <= unseen <= upstream.blind
-            assert again <= retries(running, name) <= again + unseen
-            assert sum(running.outcomes(name).values()) == upstream.connections
-            assert running.metric("sidecert_requests_in_progress", route=name) == 0
+            unseen = check_counters(running, name, upstream, again)
             print(f"{name}: {upstream.connections} connections, {again} sent again, {unseen} lost unseen")
             deaths.update(upstream.deaths)
     for (point, way), number in sorted(deaths.items()):
@@ -411,13 +417,7 @@ def test_nor_does_it_while_the_config_is_reloaded(
         carry_out(plan, running.listener, found)
         rotator.stop()
         for name, upstream in found.items():
-            again = judge_all(plan, name, upstream)
-            reused = sum(each.place > 1 for arrivals in upstream.arrivals.values() for each in arrivals)
-            unseen = int(reuses(running, name)) - reused
-            assert 0 <= unseen <= upstream.blind
-            assert again <= retries(running, name) <= again + unseen
-            assert sum(running.outcomes(name).values()) == upstream.connections
-            assert running.metric("sidecert_requests_in_progress", route=name) == 0
+            check_counters(running, name, upstream, judge_all(plan, name, upstream))
         print(f"{rotator.reloads} reloads")
         assert rotator.reloads > 5
 

@@ -323,6 +323,16 @@ class Talker:
         self.close()
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has the loopback address ::1."""
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def talk(address: Address, data: bytes, timeout: float = TIMEOUT) -> bytes:
     """Sends `data` and gives back everything until the other side closes."""
     with Talker(address, timeout) as talker:

@@ -23,7 +23,8 @@ from sidecert.generation import Generation, build
 from sidecert.metrics import Metrics, RouteStats
 from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
-from support.certs import private_folder, write_private
+from support.certs import Pki, private_folder, write_private
+from support.sidecar import config
 
 LoopKind = Literal["uvloop", "asyncio"]
 LOOPS: tuple[LoopKind, ...] = ("uvloop", "asyncio")
@@ -44,6 +45,17 @@ def generation(folder: Path, config: Mapping[str, Any], number: int = 1) -> Gene
     private_folder(folder)
     path = write_private(folder / "sidecert.yaml", yaml.safe_dump(dict(config)).encode())
     return build(path, number, {})
+
+
+def orders(folder: Path, pki: Pki, **rest: object) -> Generation:
+    """Of one route, `orders`, whose upstream nobody connects to; `rest` are further keys of the config."""
+    route = {
+        "id": "orders",
+        "match": {"host": "orders.test"},
+        "upstream": {"host": "127.0.0.1", "trust": str(pki.trust)},
+        "credential": "alice",
+    }
+    return generation(folder, config([route], pki.credentials, **rest))
 
 
 def leftovers(plane: Plane) -> dict[str, Any]:

@@ -238,6 +238,20 @@ def gated(gate: threading.Event, *pieces: bytes) -> AnswerFunction:
     return answer
 
 
+def whole_or_cut(ends: list[str]) -> AnswerFunction:
+    """Writes down whether each request's body comes to its end, and answers none."""
+
+    def answer(exchange: Exchange) -> None:
+        try:
+            exchange.read_body()
+            ends.append("whole")
+        except (EOFError, OSError):
+            ends.append("cut")
+        exchange.ended = True
+
+    return answer
+
+
 def silence(exchange: Exchange) -> None:
     """Reads the request and never answers; ends when the caller does, or the peer is stopped."""
     exchange.read_body()

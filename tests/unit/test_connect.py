@@ -21,6 +21,7 @@ from sidecert.connect import NotConnected, _interleave, _is_private, _race, _res
 from sidecert.errors import Refusal
 from sidecert.outcome import Ending, Observation, Stage
 from sidecert.sockets import accept_queued
+from support.clients import has_ipv6
 from support.peers import black_hole, closed_port
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -410,16 +411,7 @@ def test_limit_is_for_all_addresses_together(run: Any, monkeypatch: pytest.Monke
     assert (seen.stage, seen.ending, seen.timeout) == (Stage.CONNECTING, Ending.TIMEOUT, 0.4)
 
 
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(V6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback")
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 @pytest.mark.parametrize(("alive", "order"), [(V4, (V6, V4)), (V6, (V4, V6)), (V6, (V6, V4)), (V4, (V4, V6))])
 def test_either_family_is_enough(alive: int, order: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever the resolver names first, and whichever of the two is dead."""

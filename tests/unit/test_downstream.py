@@ -15,8 +15,7 @@ from sidecert.downstream import Downstream, accept
 from sidecert.metrics import Metrics
 from sidecert.plane import Listener, Plane
 from support.certs import Pki
-from support.inside import generation
-from support.sidecar import config
+from support.inside import orders
 
 GET = b"GET / HTTP/1.1\r\nHost: orders.test\r\n\r\n"
 POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: orders.test\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -122,14 +121,8 @@ Play = Callable[[Callable[[Scene], Awaitable[None]]], None]
 
 @pytest.fixture
 def play(pki: Pki, tmp_path: Path) -> Play:
-    spec = {
-        "id": "orders",
-        "match": {"host": "orders.test"},
-        "upstream": {"host": "127.0.0.1", "trust": str(pki.trust)},
-        "credential": "alice",
-    }
     limits = {"connections": 2, "header_timeout": "50ms", "keepalive": "100ms"}
-    first = generation(tmp_path, config([spec], pki.credentials, limits=limits))
+    first = orders(tmp_path, pki, limits=limits)
 
     def run(acts: Callable[[Scene], Awaitable[None]]) -> None:
         async def main() -> None:

@@ -23,9 +23,8 @@ from sidecert.plane import Listener, Plane
 from sidecert.upstream import UpstreamConnection, _State
 from support.certs import Pki
 from support.corpus import ASKS, REPLIES
-from support.inside import generation
+from support.inside import orders
 from support.malformed import BAD_CHUNKS, BAD_HEADS, REFUSED_HEADS, head_bytes
-from support.sidecar import config
 from support.wire import Ask, at_line_ends, bytewise, cut
 
 SMALL = 5000  # what is bigger is malformed by its size only, and cut in few places
@@ -46,13 +45,7 @@ def splits(data: bytes) -> Iterator[list[bytes]]:
 
 @pytest.fixture
 def first(pki: Pki, tmp_path: Path) -> Generation:
-    spec = {
-        "id": "orders",
-        "match": {"host": "orders.test"},
-        "upstream": {"host": "127.0.0.1", "trust": str(pki.trust)},
-        "credential": "alice",
-    }
-    return generation(tmp_path, config([spec], pki.credentials))
+    return orders(tmp_path, pki)
 
 
 def play(acts: Callable[[], Awaitable[None]]) -> None:

@@ -19,8 +19,7 @@ from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Listener, Plane
 from sidecert.upstream import NotOpened
 from support.certs import Pki
-from support.inside import generation
-from support.sidecar import config
+from support.inside import orders
 
 
 class FakeOutflow:
@@ -152,13 +151,7 @@ POST = b"POST / HTTP/1.1\r\nHost: orders.test\r\nContent-Length: 6\r\n\r\n"
 @pytest.fixture
 def play(pki: Pki, tmp_path: Path) -> Play:
     """Plays a scene, a coroutine function, on a loop of its own; at its end no call is in progress."""
-    spec = {
-        "id": "orders",
-        "match": {"host": "orders.test"},
-        "upstream": {"host": "127.0.0.1", "trust": str(pki.trust)},
-        "credential": "alice",
-    }
-    first = generation(tmp_path, config([spec], pki.credentials))
+    first = orders(tmp_path, pki)
 
     def run(request: bytes, acts: Callable[[Scene], Any]) -> Scene:
         async def main() -> Scene:

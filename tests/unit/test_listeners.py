@@ -21,6 +21,7 @@ from sidecert.config.models import ListenerConfig
 from sidecert.errors import ConfigError
 from sidecert.listeners import Listeners
 from sidecert.plane import Listener
+from support.clients import has_ipv6
 
 FILE = Path("sidecert.yaml")
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -97,16 +98,7 @@ def _occupied() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-V6 = pytest.param("[::1]:0", marks=pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6"))
+V6 = pytest.param("[::1]:0", marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"))
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:0", V6, "localhost:0", "0.0.0.0:0"])

@@ -19,6 +19,7 @@ import sidecert.sockets
 from sidecert.config import Bind
 from sidecert.config.binds import bind
 from sidecert.sockets import Outflow, SocketFile, Unusable, accept_queued, listen, resolve, spell
+from support.clients import has_ipv6
 
 
 @contextmanager
@@ -52,16 +53,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> 
     monkeypatch.setattr(sidecert.sockets.socket, "getaddrinfo", getaddrinfo)
 
 
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback")
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 def test_tcp_socket_is_known_for_tcp_and_never_blocks() -> None:
