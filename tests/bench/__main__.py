@@ -1,4 +1,4 @@
-"""`make bench`: every proxy under every load in turn, round after round, then one table."""
+"""`make bench`: who costs what, in one table. See the package's docstring for how it is put together."""
 
 from __future__ import annotations
 
@@ -6,125 +6,96 @@ import argparse
 import io
 import json
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
+from bench import goals, plots, tools
+from bench.measure import Length, measure
+from bench.processes import Cores, machine
+from bench.proxies import NEVER_HAD, PROXIES
+from bench.report import Report
+from bench.scenarios import QUICK, chosen, scenarios
 
-from bench import load
-from bench.load import HOST, SCENARIOS, BadLoad, NoWrk, Scenario
-from bench.processes import Cores, cpu_seconds, pinned, resident
-from bench.proxies import PROXIES, UPSTREAM_SETTINGS, Place, Proxy, check
-from bench.report import Report, machine
-from support.certs import Pki
-from support.clients import call
-from support.peers import nginx as upstream_nginx
-
-_STARTS = 3
-_MIB = 1024 * 1024
-
-
-def measure(folder: Path, names: Sequence[str], rounds: int, seconds: int, starts: int) -> Report:
-    """Everything: starts one after the other, then all proxies together, each loaded in turn."""
-    cores = Cores.of_this_machine()
-    settings = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine() + (", ONE CORE FOR ALL" if cores.shared else ""),
-        "rounds": rounds,
-        "seconds": seconds,
-        "mitmproxy": version("mitmproxy"),
-        "python": sys.version.split()[0],
-    }
-    report = Report(names, [scenario.name for scenario in SCENARIOS], settings)
-    pki = Pki.make(folder / "pki")
-    with ExitStack() as stack:
-        # The harness, wrk and the upstream share one core: what is started inherits it.
-        stack.enter_context(pinned(cores.load))
-        upstream = stack.enter_context(
-            upstream_nginx(folder / "upstream", pki.upstream, pki.trust, tls="1.3", extra=UPSTREAM_SETTINGS)
-        )
-        place = Place(folder, pki, upstream, cores)
-        for _ in range(starts - 1):
-            for name in names:
-                with PROXIES[name](place) as proxy:
-                    _note_start(report, name, proxy)
-        running = {name: stack.enter_context(PROXIES[name](place)) for name in names}
-        for name, proxy in running.items():
-            _note_start(report, name, proxy)
-        _say("warming up")
-        for scenario in SCENARIOS:
-            for proxy in running.values():
-                load.run(folder, proxy.address, scenario, 1)
-        for number in range(rounds):
-            _say(f"round {number + 1} of {rounds}")
-            for scenario in SCENARIOS:
-                for name, proxy in running.items():
-                    _load(report, folder, name, proxy, scenario, seconds)
-        for name, proxy in running.items():
-            report.add_alone(name, after=resident(proxy.pid) / _MIB)
-    return report
-
-
-def _note_start(report: Report, name: str, proxy: Proxy) -> None:
-    _say(f"started {name}")
-    report.add_alone(name, first_answer=proxy.first_answer * 1e3, idle=resident(proxy.pid) / _MIB)
-    if proxy.ready is not None:
-        report.add_alone(name, ready=proxy.ready * 1e3)
-
-
-def _load(report: Report, folder: Path, name: str, proxy: Proxy, scenario: Scenario, seconds: int) -> None:
-    before = cpu_seconds(proxy.pid)
-    seen = load.run(folder, proxy.address, scenario, seconds)
-    used = cpu_seconds(proxy.pid) - before
-    answer = call(proxy.address, "GET", "/", headers={"Host": HOST})
-    check(proxy.address, answer.status, answer.body)
-    report.add_loaded(
-        name,
-        scenario.name,
-        cpu=used / seen.requests * 1e6,
-        rate=seen.requests / seen.duration,
-        p50=seen.p50 * 1e3,
-        p99=seen.p99 * 1e3,
-    )
-
-
-def _say(words: str) -> None:
-    print(f"bench: {words}", file=sys.stderr)
+_OPEN_FILES = 20_000  # 500 connections on both sides, and more than one proxy's limit by default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=int, default=4, help="of load, per proxy, scenario and round")
-    parser.add_argument("--starts", type=int, default=_STARTS, help="of each proxy, for the time they take")
-    parser.add_argument("--only", default=",".join(PROXIES), help="proxies, the one to compare with first")
-    parser.add_argument("--json", action="store_true", help="print the table as JSON, with every round")
+    parser = _parser()
     asked = parser.parse_args(arguments)
-    names = asked.only.split(",")
-    if unknown := [name for name in names if name not in PROXIES]:
+    if asked.list:
+        print("\n".join(f"{name:32} {load.words}" for name, _, load in scenarios()))
+        return 0
+    proxies = asked.proxies.split(",") if asked.proxies else []
+    if unknown := [name for name in proxies if name not in PROXIES]:
         parser.error(f"no such proxy: {', '.join(unknown)}; there are {', '.join(PROXIES)}")
-    os.environ.pop("PYTHONPATH", None)  # ours, no concern of the proxies
-    printed = io.StringIO()  # what the peers print at their end is of interest only where something failed
+    series = chosen(["*"] if asked.all else asked.only.split(",") if asked.only else QUICK, proxies)
+    if not series:
+        parser.error(f"no scenario is named {asked.only}; see --list")
     try:
-        load.program()
-        with tempfile.TemporaryDirectory(prefix="sidecert-bench-") as folder, redirect_stdout(printed):
-            report = measure(Path(folder), names, asked.rounds, asked.seconds, asked.starts)
-    except (NoWrk, pytest.skip.Exception) as exc:
+        tools.wrk()
+        tools.caller()
+        if asked.plot:
+            plots.library()
+    except tools.NoTool as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 2
-    except BaseException as exc:
-        print(printed.getvalue()[-5000:], file=sys.stderr)
-        if isinstance(exc, BadLoad):
-            print(f"bench: calls failed, so there are no figures: {exc}", file=sys.stderr)
-            return 1
-        raise
-    print(json.dumps(report.as_json(), indent=2) if asked.json else report.as_text())
-    return 0
+    os.environ.pop("PYTHONPATH", None)  # ours, no concern of the proxies
+    _raise_open_files()
+    report = Report(_settings(asked.rounds, asked.seconds), left_out=dict(NEVER_HAD))
+    printed = io.StringIO()  # what the peers print at their end is of interest only where something failed
+    try:
+        with tempfile.TemporaryDirectory(prefix="sidecert-bench-") as folder, redirect_stdout(printed):
+            measure(Path(folder), series, Length(asked.rounds, asked.seconds, asked.starts - 1), report)
+    finally:
+        if report.failed or sys.exc_info()[0]:
+            print(printed.getvalue()[-5000:], file=sys.stderr)
+    if asked.json:
+        print(json.dumps({**report.as_json(), "goals": goals.told(report)}, indent=2))
+    else:
+        print(f"{report.as_text()}\n\n{goals.as_text(report)}")
+    if asked.plot:
+        plots.draw(report, asked.plot)
+    return 1 if report.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="every scenario; takes up to 40 minutes")
+    which.add_argument("--only", metavar="NAMES", help="these scenarios, with commas; * stands for anything")
+    which.add_argument("--list", action="store_true", help="the names of all scenarios")
+    parser.add_argument("--proxies", metavar="NAMES", help=f"only these, of {', '.join(PROXIES)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=3, help="of load, per proxy, scenario and round")
+    parser.add_argument("--starts", type=int, default=3, help="of each proxy, for the time they take")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every round")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="also draw plots, as SVG files there")
+    return parser
+
+
+def _settings(rounds: int, seconds: int) -> dict[str, str]:
+    cores = Cores.of_this_machine()
+    apart = f"the proxy on core {cores.proxy}, load and upstream on core {cores.load}"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+        "cores": "ONE FOR ALL: the load takes from the proxies" if cores.shared else apart,
+        "length": f"{rounds} rounds of {seconds} s each, after warming up",
+        "versions": f"sidecert {version('sidecert')}, mitmproxy {version('mitmproxy')}, "
+        f"Python {sys.version.split()[0]}",
+    }
+
+
+def _raise_open_files() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 if __name__ == "__main__":

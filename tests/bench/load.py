@@ -1,14 +1,14 @@
-"""Load from wrk, and what it saw."""
+"""Calls by wrk, or by caller.c where wrk cannot make them, and what their caller saw."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.clients import Address, url
+from bench import tools
+from bench.scenarios import Load
 
 HOST = "bench.test"
 
@@ -17,8 +17,9 @@ _REPORT = """
 done = function(summary, latency, requests)
     local errors = summary.errors
     io.write(string.format(
-        '\\n{"requests": %d, "micros": %d, "p50": %f, "p99": %f, "bad": %d, "broken": %d}\\n',
-        summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), errors.status,
+        '\\n{"requests": %d, "micros": %d, "p50": %f, "p99": %f, "p999": %f, "bad": %d, "broken": %d}\\n',
+        summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+        latency:percentile(99.9), errors.status,
         errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
@@ -33,32 +34,8 @@ end
 """
 
 
-class NoWrk(Exception):
-    """wrk is not installed."""
-
-
 class BadLoad(Exception):
     """Calls failed: a proxy that fails fast is not fast, so there are no figures."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One kind of load. Without `keep_alive` the caller asks for the end of each connection.
-
-    With `new_each_time` no head is like another, of the requests nor of the answers.
-    """
-
-    name: str
-    connections: int
-    keep_alive: bool
-    new_each_time: bool = False
-
-
-SCENARIOS = (
-    Scenario("keep-alive, 10 connections", 10, True),
-    Scenario("connection per request, 10 at once", 10, False),
-    Scenario("keep-alive, 10 connections, every head a new one", 10, True, new_each_time=True),
-)
 
 
 @dataclass(frozen=True)
@@ -69,29 +46,36 @@ class Seen:
     duration: float
     p50: float
     p99: float
+    p999: float
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.duration
 
 
-def program() -> str:
-    """Where wrk is. Raises NoWrk."""
-    path = shutil.which("wrk")
-    if path is None:
-        raise NoWrk(
-            "wrk, which makes the load, is not installed (Debian: apt-get install wrk; "
-            "elsewhere see https://github.com/wg/wrk)"
-        )
-    return path
+def run(folder: Path, port: int, load: Load, seconds: int, rate: float | None = None) -> Seen:
+    """`load` for `seconds`, at `rate` calls a second if told. Raises BadLoad unless each was answered with 2xx."""
+    ours = load.per_request or load.calls is not None or rate is not None
+    command = _caller(port, load, seconds, rate) if ours else _wrk(folder, port, load, seconds)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 120, check=True)
+    seen = json.loads(ran.stdout.splitlines()[-1])
+    if seen["bad"] or seen["broken"] or not seen["requests"]:
+        raise BadLoad(f"{seen['bad']} answers were not 2xx, {seen['broken']} calls had none, of {seen['requests']}")
+    times = {name: seen[name] / 1e6 for name in ("p50", "p99", "p999")}
+    return Seen(seen["requests"], seen["micros"] / 1e6, **times)
 
 
-def run(folder: Path, address: Address, scenario: Scenario, seconds: int) -> Seen:
-    """Load on `address` for `seconds`. Raises BadLoad unless every call was answered, and with a 2xx."""
-    script = folder / "report.lua"
-    script.write_text(_REPORT + (_NEW_EACH_TIME if scenario.new_each_time else ""))
-    command = [program(), "-t", "1", "-c", str(scenario.connections), "-d", f"{seconds}s", "-s", str(script)]
-    command += ["-H", f"Host: {HOST}", *(() if scenario.keep_alive else ("-H", "Connection: close"))]
-    ran = subprocess.run(
-        [*command, url(address)], capture_output=True, text=True, timeout=seconds + 30, check=True
-    )
-    report = json.loads(ran.stdout.splitlines()[-1])
-    if report["bad"] or report["broken"] or not report["requests"]:
-        raise BadLoad(f"{scenario.name} at {url(address)}: {report}")
-    return Seen(report["requests"], report["micros"] / 1e6, report["p50"] / 1e6, report["p99"] / 1e6)
+def _wrk(folder: Path, port: int, load: Load, seconds: int) -> list[str]:
+    script = folder / f"{load.name}.lua"
+    body = f'wrk.method = "POST"\nwrk.body = string.rep("x", {load.body})\n' if load.body else ""
+    script.write_text(_REPORT + body + (_NEW_EACH_TIME if load.new_heads else ""))
+    command = [tools.wrk(), "-t", "1", "-c", str(load.connections), "-d", f"{seconds}s", "-s", str(script)]
+    return [*command, "--timeout", "20s", "-H", f"Host: {HOST}", f"http://127.0.0.1:{port}{load.path}"]
+
+
+def _caller(port: int, load: Load, seconds: int, rate: float | None) -> list[str]:
+    command = [tools.caller(), "-c", str(load.connections), "-h", HOST, "-p", load.path, "-b", str(load.body)]
+    command += ["-C"] if load.per_request else []
+    command += ["-d", str(seconds)] if load.calls is None else ["-n", str(load.calls)]
+    command += [] if rate is None else ["-r", f"{rate:.3f}"]
+    return [*command, str(port)]

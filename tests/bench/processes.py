@@ -1,8 +1,9 @@
-"""What the kernel tells of a proxy's processes, and on which core things run. Linux only."""
+"""What the kernel tells of a process and its descendants, and on which core things run. Linux only."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,17 +44,55 @@ def pinned(core: int) -> Iterator[None]:
 def cpu_seconds(pid: int) -> float:
     """User and system time that a process and its descendants have used so far, ended children included.
 
-    The kernel counts it in ticks of 10 ms here, so a figure wants seconds of load.
+    To the nanosecond: the kernel has a clock for each process, which adds up its threads, ended ones too. Only
+    ended children are counted in ticks of 10 ms.
     """
-    used = 0
+    used = 0.0
     for each in _tree(pid):
-        used += sum(int(field) for field in _stat(each)[11:15])  # utime, stime, and those of ended children
-    return used / _TICKS
+        used += time.clock_gettime((~each << 3) | 2)  # CPUCLOCK_SCHED, see clock_getcpuclockid(3)
+        used += sum(int(field) for field in _stat(each)[13:15]) / _TICKS
+    return used
+
+
+def core_seconds(core: int) -> float:
+    """How long that core has been busy since the machine's start, whoever kept it so."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _, _, interrupts, soft, stolen, *_ = map(int, fields)
+            return (user + nice + system + interrupts + soft + stolen) / _TICKS
+    raise RuntimeError(f"/proc/stat has no core {core}")
 
 
 def resident(pid: int) -> int:
     """Resident bytes of a process and its descendants; what they share is counted for each."""
     return sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in _tree(pid)) * _PAGE
+
+
+def forget_peak(pid: int) -> None:
+    """Lets `peak` begin anew; where that is not allowed it goes on from the process's start."""
+    for each in _tree(pid):
+        try:
+            Path(f"/proc/{each}/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+
+def peak(pid: int) -> int:
+    """The most resident bytes since `forget_peak`."""
+    found = 0
+    for each in _tree(pid):
+        for line in Path(f"/proc/{each}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                found += int(line.split()[1]) * 1024
+    return found
+
+
+def machine() -> str:
+    """What kind of machine this is, in a few words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {models[0] if models else os.uname().machine}, Linux {os.uname().release}"
 
 
 def _tree(pid: int) -> list[int]:

