@@ -18,7 +18,8 @@ help:
 	@echo 'make long     only the tests that have a long form, in that (ARGS: for pytest)'
 	@echo 'make fuzz     spoilt bytes and files, guided by coverage, a minute each (SECONDS=, TARGETS=downstream); brings atheris'
 	@echo 'make truth-table  addon/TRUTH_TABLE.md from what the tests see of real servers'
-	@echo 'make bench    sidecert beside nginx and mitmdump, in 2 minutes (ROUNDS=, SECONDS=, ARGS=--json)'
+	@echo 'make bench    sidecert beside nginx, haproxy, Envoy, caddy, stunnel and mitmdump, in 4 minutes (ARGS=--all:'
+	@echo '              everything, up to 40; ARGS=--help, ROUNDS=, SECONDS=); brings caddy, Envoy and matplotlib'
 	@echo 'make check-cost  instructions and system calls per call, beside the committed figures'
 	@echo 'make docs     the pages that are made from the code: config/errors.md'
 	@echo 'make check    lint, format, types, import layers'
@@ -46,10 +47,11 @@ truth-table: $(STAMP)
 	SIDECERT_WRITE_TRUTH_TABLE=1 $(BIN)/python -m pytest tests/behaviour/test_truth_table_*.py $(ARGS)
 
 # Of load, per proxy and kind of load; more of either makes the figures steadier.
-ROUNDS ?= 4
-SECONDS ?= 4
+ROUNDS ?= 3
+SECONDS ?= 3
 
 bench: $(STAMP)
+	.ci/setup bench
 	PYTHONPATH=tests $(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) $(ARGS)
 
 # Linux only; what each target finds worth keeping, and what broke, stays in .fuzz.

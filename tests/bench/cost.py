@@ -30,12 +30,18 @@ from typing import Any
 from cryptography.hazmat.backends.openssl import backend
 
 from bench.load import HOST
-from bench.proxies import UPSTREAM_NAME, UPSTREAM_SETTINGS
+from bench.proxies import UPSTREAM_NAME
 from support.certs import Pki
 from support.clients import Address
 from support.peers import Peer
 from support.peers import nginx as upstream_nginx
 from support.sidecar import Sidecar, config, route
+
+_UPSTREAM_SETTINGS = (
+    "keepalive_requests 1000000000; keepalive_timeout 3600s; error_log stderr error;"
+    ' location /new { add_header X-Request-Id $request_id; return 200 "SUCCESS\\n"; }'
+)
+"""Of the nginx that is called: it keeps its connections, and gives `/new` no head twice."""
 
 COMMITTED = Path(__file__).with_name("cost.json")
 GROWTH = 0.05
@@ -180,7 +186,7 @@ def measure(folder: Path, profiles: Path) -> Figures:
     # The order of sets and dictionaries' collisions must be the same each time.
     os.environ["PYTHONHASHSEED"] = "0"
     with upstream_nginx(
-        folder / "upstream", pki.upstream, pki.trust, tls="1.3", extra=UPSTREAM_SETTINGS
+        folder / "upstream", pki.upstream, pki.trust, tls="1.3", extra=_UPSTREAM_SETTINGS
     ) as upstream:
         _say("counting system calls")
         _count_system_calls(figures, folder / "strace", pki, upstream)

@@ -140,7 +140,7 @@ def haproxy(place: Place) -> list[str]:
             server service {place.upstream.address} ssl crt {place.alice} ca-file {place.pki.trust} \
 verify required verifyhost {UPSTREAM_NAME} sni str({UPSTREAM_NAME}) pool-max-conn -1 pool-purge-delay 1h
     """
-    return [haproxy_program(), "-db", "-f", place.write("haproxy.cfg", text)]
+    return [haproxy_program(), "-db", "-f", place.write("haproxy.cfg", f"{text}\n")]
 
 
 def envoy(place: Place) -> list[str]:
