@@ -9,6 +9,6 @@
     measure     the flow: series by series, round by round, each contender in turn
     report      all figures, as a table and as JSON; goals and plots are drawn from it
 
-`make bench` runs the quick form, `make bench ARGS=--all` all of it. Ratios within one run are what counts: the
-machine and what else runs on it change every absolute figure. Nothing here is asserted anywhere.
+`make bench` runs the quick form, `make bench ARGS=--all` all of it. Ratios within one run are what counts:
+the machine and what else runs on it change every absolute figure. Nothing here is asserted anywhere.
 """

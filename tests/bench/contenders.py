@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ class Running:
 
     pid: int
     port: int
+    admin_port: int  # of the metrics page, where there is one
     first_answer: float
     ready: float | None
 
@@ -52,23 +53,28 @@ class Crashed(Exception):
 
 @contextmanager
 def running(folder: Path, contender: Contender, pki: Pki, upstream: Peer, cores: Cores) -> Iterator[Running]:
-    """Started anew on the proxies' core, and scraped meanwhile if it is such. Raises NotToBeHad or Crashed."""
+    """Started anew on the proxies' core. Raises NotToBeHad or Crashed."""
     own = private_folder(folder / f"{contender.proxy}-{next(_numbers)}")
     place = Place(own, free_port(), free_port(), pki, upstream, contender.variant)
     try:
         command = PROXIES[contender.proxy](place)
     except pytest.skip.Exception as exc:  # how the tests' own look-up of programs says it
         raise NotToBeHad(str(exc)) from exc
-    with _process(own, command, place.port, cores) as ready:
-        with _scraped(place.admin_port) if contender.variant.scraped else nullcontext():
-            yield ready
+    with _process(place, command, cores) as ready:
+        yield ready
 
 
 @contextmanager
-def _process(folder: Path, command: list[str], port: int, cores: Cores) -> Iterator[Running]:
+def _process(place: Place, command: list[str], cores: Cores) -> Iterator[Running]:
+    folder, port = place.folder, place.port
     log = folder / "output.log"
     # Some keep certificates or settings in their user's folders.
-    environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    environment = {
+        **os.environ,
+        "HOME": str(folder),
+        "XDG_DATA_HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+    }
     with log.open("wb") as output, pinned(cores.proxy):
         begun, begun_clock = time.monotonic(), time.time()
         process = subprocess.Popen(
@@ -77,7 +83,9 @@ def _process(folder: Path, command: list[str], port: int, cores: Cores) -> Itera
     try:
         first_answer = _wait_for_answer(process, port, begun)
         at = _ready_at(log)
-        yield Running(process.pid, port, first_answer, None if at is None else at - begun_clock)
+        yield Running(
+            process.pid, port, place.admin_port, first_answer, None if at is None else at - begun_clock
+        )
     except BaseException:
         print(f"--- {' '.join(command)} printed:\n{log.read_text(errors='replace')[-5000:]}")
         raise
@@ -122,13 +130,13 @@ def _ready_at(log: Path) -> float | None:
 
 
 @contextmanager
-def _scraped(port: int) -> Iterator[None]:
-    """Reads the metrics page again and again, from the load's core."""
+def scraped(contender: Running) -> Iterator[None]:
+    """Somebody reads its metrics page again and again, from the load's core."""
     over = threading.Event()
 
     def scrape() -> None:
         while not over.wait(_SCRAPES):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", contender.admin_port, timeout=20)
             try:
                 connection.request("GET", "/metrics")
                 connection.getresponse().read()

@@ -9,6 +9,8 @@ from typing import Any
 from bench.proxies import NEVER_HAD
 from bench.report import Report, align
 
+NOT_MEASURED = "not measured"
+
 _OURS = "sidecert"
 _ALIKE = {"keep-alive-50": "keep-alive", "per-request-10": "a connection per request"}
 
@@ -21,11 +23,16 @@ class Goal:
     limit: float
     figure: Callable[[Report], float | None]
     at_least: bool = False
-    unmeasured: str = "not measured"
+    unmeasured: str = NOT_MEASURED
 
     def told(self, report: Report) -> dict[str, Any]:
         figure = self.figure(report)
-        found: dict[str, Any] = {"goal": self.words, "limit": self.limit, "at_least": self.at_least, "figure": figure}
+        found: dict[str, Any] = {
+            "goal": self.words,
+            "limit": self.limit,
+            "at_least": self.at_least,
+            "figure": figure,
+        }
         if figure is None:
             return {**found, "result": self.unmeasured}
         reached = figure >= self.limit if self.at_least else figure <= self.limit
@@ -55,7 +62,10 @@ def _fixed() -> list[Goal]:
     goals = []
     for series, far in (("fixed", ""), ("rtt20-fixed", ", 20 ms round trip")):
         for connections in (10, 50, 500):
-            scenario, words = f"{series}/fixed-{connections}", f"beside nginx at a fixed rate, {connections} conn{far}"
+            scenario, words = (
+                f"{series}/fixed-{connections}",
+                f"beside nginx at a fixed rate, {connections} conn{far}",
+            )
             goals.append(Goal(f"p50 {words}", 1.05, _ratio(scenario, "nginx", "p50")))
             goals.append(Goal(f"p99 {words}", 1.5, _ratio(scenario, "nginx", "p99")))
     return goals
@@ -116,9 +126,12 @@ def told(report: Report) -> list[dict[str, Any]]:
 
 def as_text(report: Report) -> str:
     """The same as a table."""
-    lines = [["goals", "limit", "figure", "result"]]
+    lines, unmeasured = [["goals", "limit", "figure", "result"]], 0
     for each in told(report):
+        if each["result"] == NOT_MEASURED:
+            unmeasured += 1
+            continue
         sign = ">=" if each["at_least"] else "<="
         figure = "-" if each["figure"] is None else f"{each['figure']:.3g}"
         lines.append([f"  {each['goal']}", f"{sign} {each['limit']:.3g}", figure, each["result"]])
-    return align(lines)
+    return align(lines) + (f"\n  and {unmeasured} of what was not measured" if unmeasured else "")

@@ -54,13 +54,15 @@ class Seen:
 
 
 def run(folder: Path, port: int, load: Load, seconds: int, rate: float | None = None) -> Seen:
-    """`load` for `seconds`, at `rate` calls a second if told. Raises BadLoad unless each was answered with 2xx."""
+    """`load` for `seconds`, at `rate` calls a second if told. Raises BadLoad unless all end with 2xx."""
     ours = load.per_request or load.calls is not None or rate is not None
     command = _caller(port, load, seconds, rate) if ours else _wrk(folder, port, load, seconds)
     ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 120, check=True)
     seen = json.loads(ran.stdout.splitlines()[-1])
     if seen["bad"] or seen["broken"] or not seen["requests"]:
-        raise BadLoad(f"{seen['bad']} answers were not 2xx, {seen['broken']} calls had none, of {seen['requests']}")
+        raise BadLoad(
+            f"{seen['bad']} answers were not 2xx, {seen['broken']} calls had none, of {seen['requests']}"
+        )
     times = {name: seen[name] / 1e6 for name in ("p50", "p99", "p999")}
     return Seen(seen["requests"], seen["micros"] / 1e6, **times)
 

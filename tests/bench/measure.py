@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import load as calls
 from bench import processes
-from bench.contenders import Crashed, Running, running
+from bench.contenders import Crashed, Running, running, scraped
 from bench.ground import certificates, upstream
 from bench.load import BadLoad, Seen
 from bench.processes import Cores, pinned
@@ -27,7 +27,7 @@ _CALIBRATED = "sidecert"
 
 @dataclass(frozen=True)
 class Length:
-    """How long to measure: rounds, seconds of load in each, and starts of each contender beyond the one that serves."""
+    """How long to measure: rounds, seconds of load in each, and starts for the time they take only."""
 
     rounds: int
     seconds: int
@@ -146,7 +146,7 @@ class _Run:
         ready = self.served[contender]
         before = processes.resident(ready.pid)
         processes.forget_peak(ready.pid)
-        self._calls(load, ready, 1)
+        self._calls(load, contender, 1)
         highest = processes.peak(ready.pid)
         self.report.add(self.series, load, contender, peak=highest / MIB)
         if load.size:
@@ -156,7 +156,7 @@ class _Run:
         ready, cores = self.served[contender], self.cores
         whole, busy = processes.core_seconds(cores.proxy), processes.core_seconds(cores.load)
         before = processes.cpu_seconds(ready.pid)
-        seen = self._calls(load, ready, self.length.seconds)
+        seen = self._calls(load, contender, self.length.seconds)
         used = processes.cpu_seconds(ready.pid) - before
         whole, busy = processes.core_seconds(cores.proxy) - whole, processes.core_seconds(cores.load) - busy
         ready.check()
@@ -174,8 +174,10 @@ class _Run:
         self.report.add(self.series, load, contender, **figures)
         self.report.disturbances.append(max(0.0, (whole - used) / seen.duration * 100))
 
-    def _calls(self, load: Load, ready: Running, seconds: int) -> Seen:
-        return calls.run(self.folder, ready.port, load, seconds, self.rates.get(load.name))
+    def _calls(self, load: Load, contender: Contender, seconds: int) -> Seen:
+        ready = self.served[contender]
+        with scraped(ready) if contender.variant.scraped else nullcontext():
+            return calls.run(self.folder, ready.port, load, seconds, self.rates.get(load.name))
 
 
 def _say(words: str) -> None:

@@ -44,8 +44,8 @@ def pinned(core: int) -> Iterator[None]:
 def cpu_seconds(pid: int) -> float:
     """User and system time that a process and its descendants have used so far, ended children included.
 
-    To the nanosecond: the kernel has a clock for each process, which adds up its threads, ended ones too. Only
-    ended children are counted in ticks of 10 ms.
+    To the nanosecond: the kernel has a clock for each process, which adds up its threads, ended ones too.
+    Only ended children are counted in ticks of 10 ms.
     """
     used = 0.0
     for each in _tree(pid):

@@ -1,7 +1,7 @@
 """One description per proxy: its configuration, written to its folder, and the command that runs it.
 
-Each adds alice's certificate, checks the upstream's against the same CA and the name localhost, runs as one worker
-and keeps as many upstream connections as it is given reason to open, unless its name says otherwise.
+Each adds alice's certificate, checks the upstream's against the same CA and the name localhost, runs as one
+worker and keeps as many upstream connections as it is given reason to open, unless its name says otherwise.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def sidecert(place: Place) -> list[str]:
     variant, pki = place.variant, place.pki
     credentials = {"alice": pki.alice.config}
     for number in range(1, variant.credentials):
-        credentials[f"other-{number}"] = pki.ca.caller(f"other-{number}").write(place.folder / "others").config
+        credentials[f"other-{number}"] = (
+            pki.ca.caller(f"other-{number}").write(place.folder / "others").config
+        )
     names = list(credentials)
     upstream = {
         "trust": pki.trust,
@@ -152,7 +154,10 @@ def envoy(place: Place) -> list[str]:
         "@type": f"{api}.transport_sockets.tls.v3.UpstreamTlsContext",
         "sni": UPSTREAM_NAME,
         "common_tls_context": {
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_2",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
             "tls_certificates": [
                 {
                     "certificate_chain": {"filename": str(place.pki.alice.certificate)},
@@ -226,7 +231,11 @@ def caddy(place: Place) -> list[str]:
             "server_name": UPSTREAM_NAME,
         },
     }
-    handler = {"handler": "reverse_proxy", "upstreams": [{"dial": place.upstream.address}], "transport": transport}
+    handler = {
+        "handler": "reverse_proxy",
+        "upstreams": [{"dial": place.upstream.address}],
+        "transport": transport,
+    }
     calls = {
         "listen": [f"127.0.0.1:{place.port}"],
         "protocols": ["h1"],

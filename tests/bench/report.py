@@ -1,4 +1,4 @@
-"""All figures of a run, as tables and as JSON. Figures are medians of the rounds, ratios to a table's first line."""
+"""All figures of a run, as tables and as JSON. Figures are medians, ratios are to a table's first line."""
 
 from __future__ import annotations
 
@@ -82,12 +82,15 @@ class Report:
                 name: {
                     "words": self.words[name],
                     "contenders": {
-                        label: {"medians": _medians(each), "rounds": each} for label, each in contenders.items()
+                        label: {"medians": _medians(each), "rounds": each}
+                        for label, each in contenders.items()
                     },
                 }
                 for name, contenders in self.scenarios.items()
             },
-            "alone": {label: {"medians": _medians(each), "starts": each} for label, each in self.alone.items()},
+            "alone": {
+                label: {"medians": _medians(each), "starts": each} for label, each in self.alone.items()
+            },
             "left_out": self.left_out,
             "failed": self.failed,
         }
@@ -99,7 +102,9 @@ class Report:
             parts.append("left out\n" + "\n".join(f"  {name}: {why}" for name, why in self.left_out.items()))
         if self.failed:
             parts.append("FAILED\n" + "\n".join(f"  {line}" for line in self.failed))
-        settings = "\n".join(f"  {name}: {value}" for name, value in (self.settings | self._disturbance()).items())
+        settings = "\n".join(
+            f"  {name}: {value}" for name, value in (self.settings | self._disturbance()).items()
+        )
         parts.append(f"medians; (x) is the ratio to the first line\n{settings}")
         return "\n\n".join(parts)
 

@@ -14,7 +14,7 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 @dataclass(frozen=True)
 class Ground:
-    """The upstream that is called: its TLS version, the kind of all certificates' keys, and how far away it is."""
+    """The upstream that is called: its TLS version, the kind of the certificates' keys, and how far it is."""
 
     tls: TlsVersion = "1.3"
     key: KeyKind = "ec"
@@ -71,7 +71,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Series:
-    """Loads on the same processes, one after the other; the first contender is what others are compared with."""
+    """Loads on the same processes, one after the other; others are compared with the first contender."""
 
     name: str
     loads: tuple[Load, ...]
@@ -176,7 +176,9 @@ def chosen(patterns: Sequence[str], proxies: Sequence[str] = ()) -> list[Series]
     found = []
     for series in SERIES:
         loads = tuple(
-            load for load in series.loads if any(fnmatch.fnmatch(series.scenario(load), each) for each in patterns)
+            load
+            for load in series.loads
+            if any(fnmatch.fnmatch(series.scenario(load), each) for each in patterns)
         )
         contenders = tuple(each for each in series.contenders if not proxies or each.proxy in proxies)
         if loads and contenders:

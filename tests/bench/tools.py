@@ -45,10 +45,15 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 def _compiled(name: str) -> str:
     compiler = shutil.which("cc")
     if compiler is None:
-        raise NoTool("a C compiler, for the load of the bench, is missing (Debian: apt-get install build-essential)")
+        raise NoTool(
+            "a C compiler, for the load of the bench, is missing (Debian: apt-get install build-essential)"
+        )
     program = str(Path(_folder().name) / name)
     ran = subprocess.run(
-        [compiler, "-O2", "-o", program, str(_SOURCES / f"{name}.c")], capture_output=True, text=True, check=False
+        [compiler, "-O2", "-o", program, str(_SOURCES / f"{name}.c")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if ran.returncode:
         raise NoTool(f"{name}.c does not compile here:\n{ran.stderr}")
