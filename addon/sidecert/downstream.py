@@ -66,8 +66,7 @@ class Downstream(asyncio.Protocol):
     """Made by `accept` for each accepted connection."""
 
     # The first state of every connection; only what changes costs anything.
-    own_host: str | None = None
-    """The address that the caller called, where the listener is pinned."""
+    _own_host: str | None = None
     _buffer = b""
     _scanned = 0
     """Bytes of the buffer that are known to hold no head's end."""
@@ -116,8 +115,6 @@ class Downstream(asyncio.Protocol):
                 self._refuse_connection(refusal)
                 return
             self._plane.connections.add(self)
-            if self.listener.route is not None:
-                self.own_host = _own_host(self._transport)
             self.deadline.set(self._patience())
         except Exception as exc:
             self._fault(exc)
@@ -348,6 +345,13 @@ class Downstream(asyncio.Protocol):
             ask = self._transport.get_extra_info
             self._addresses = ask("peername"), ask("sockname")
         return self._addresses
+
+    @property
+    def own_host(self) -> str | None:
+        """The address that the caller called, where the listener is pinned, which a reload may change."""
+        if self._own_host is None and self.listener.route is not None:
+            self._own_host = _own_host(self.addresses()[1])
+        return self._own_host
 
     def asks_more(self) -> bool:
         """Whether a drain must go on with this connection: bytes of a next request have come already."""
@@ -582,8 +586,7 @@ class Downstream(asyncio.Protocol):
             self._reset()
 
 
-def _own_host(transport: asyncio.Transport) -> str | None:
-    own = transport.get_extra_info("sockname")
+def _own_host(own: object) -> str | None:
     if not isinstance(own, tuple):
         return None  # a unix socket has no host
     address = ipaddress.ip_address(own[0].partition("%")[0])

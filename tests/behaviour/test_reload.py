@@ -313,6 +313,23 @@ def test_a_kept_connection_follows_its_listeners_new_pin(
         assert caller.get("/").body == b"second"
 
 
+def test_a_kept_connection_may_name_the_address_that_it_called_once_its_listener_is_pinned(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """A listener on all addresses takes each of them as its own name: also on a connection made before."""
+    everywhere: dict[str, Any] = {"bind": "0.0.0.0:0", "allow": ["127.0.0.0/8"]}
+    running = sidecar(route("one", recorder, trust=pki.trust), listeners=[everywhere])
+    _, port = running.listener
+    with Caller(("127.0.0.2", port)) as caller:
+        assert caller.get("http://one.test/").status == 200
+        text = _config(running)
+        text["listeners"] = [{**everywhere, "route": "one"}]
+        running.rewrite(text)
+        assert _reload(running).status == 200
+        assert caller.get("/").status == 200
+        assert len(running.events("listening")) == 2  # the admin's and the one: it was kept
+
+
 def test_moving_the_admin_endpoint_needs_a_restart(
     sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
 ) -> None:

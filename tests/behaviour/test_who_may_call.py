@@ -176,6 +176,7 @@ FOREIGN: list[tuple[str, ...]] = [
     ("Origin: http://orders.test, http://evil.test",),
     ("Origin: https://app.example/",),
     ("Origin: https://app.example.evil.test",),
+    ("Origin: https://app.example.",),
     ("Origin: https://app.example", "Origin: https://evil.test"),
     ("Sec-Fetch-Site: cross-site",),
     ("Sec-Fetch-Site: same-site",),

@@ -113,6 +113,7 @@ def test_rules_are_alike_whatever_they_have_been_asked() -> None:
         (frozenset({"https://app.example"}), "http://app.example", False),
         (frozenset({"https://app.example"}), "https://app.example:8443", False),
         (frozenset({"https://app.example"}), "https://app.example.evil.test", False),
+        (frozenset({"https://app.example"}), "https://app.example.", False),
         (frozenset({"https://app.example"}), "null", False),
         (frozenset({"https://app.example"}), "", False),
         (ANY_ORIGIN, "https://app.example", True),

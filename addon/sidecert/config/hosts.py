@@ -108,6 +108,7 @@ def canonical_origin(text: str) -> str | None:
     """The origin that `text` is (RFC 6454), in the one spelling that may be compared; None where it is none.
 
     Scheme and host lower-case, IDNA A-labels, no port where it is the scheme's own: `https://app.example`.
+    A name that ends in a dot is another origin to browsers, which keeps it; an address has none (WHATWG URL).
     """
     match = _ORIGIN.match(text)
     if match is None:
@@ -117,6 +118,8 @@ def canonical_origin(text: str) -> str | None:
         host = bracket(normalise_host(match[2]))
     except Mistake:
         return None
+    if match[2].endswith(".") and not is_address(host):
+        host += "."
     if match[3] is None or match[3].lstrip("0") == _USUAL_PORTS.get(scheme):
         return f"{scheme}://{host}"
     port = int(match[3])
