@@ -229,6 +229,7 @@ def test_hop_by_hop_headers_and_look_alikes_are_dropped() -> None:
         *("Client-CN", "X-Client-Subject", "X-Client-SSL-Cert", "SSLClientCert", "X-SSLClientCert-Dn"),
         *("X-Subject-DN", "X-TLS-Subject", "X-Certificate", "X-Peer-Cert", "WL-Proxy-SSL"),
         *("SSL.Client.Verify", "x.ssl_client.cert", "Content.Length", "Transfer.Encoding"),
+        *("X-Forwarded-SSL-Certificate", "CloudFront-Viewer-Cert-Subject", "CloudFront-Viewer-Cert-Pem"),
     ],
 )
 def test_no_name_by_which_a_proxy_tells_the_caller_goes_upstream(name: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from sidecert.http1.identity_headers import tells_who_called
 from sidecert.memo import Memo
 
 KEEP: Final = 0  # passed on: same place, case and bytes
@@ -70,59 +71,15 @@ _ABOUT_THE_CALLER: Final = {
     b"public-key-pins-report-only": TLS_ONLY,
 }
 
-# Compared lower-case, with `-` for `_` and `.` (as CGI-like upstreams may read both) and without a leading
-# `X-`. A TLS-terminating proxy tells the service behind it in such a header who called; an upstream that
-# trusts one would believe our plain HTTP caller.
-_IDENTITY_PREFIXES: Final = (
-    b"ssl-client",  # nginx, nginx ingress, Apache, haproxy, F5
-    b"ssl-cert",
-    b"ssl-subject",  # these by hand in haproxy, Apache and nginx configs
-    b"ssl-issuer",
-    b"ssl-verify",
-    b"ssl-serial",
-    b"ssl-s-dn",
-    b"ssl-i-dn",
-    b"ssl-dn",
-    b"ssl-user",
-    b"sslclient",
-    b"tls-client",
-    b"tls-subject",
-    b"subject-dn",
-    b"peer-cert",
-    b"mtls-",
-    b"client-cert",  # RFC 9440 (Client-Cert, Client-Cert-Chain) and many by hand
-    b"client-dn",
-    b"client-ssl-",
-    b"client-subject",
-    b"client-verif",  # X-Client-Verify, X-Client-Verified
-    b"client-s-dn",
-    b"client-i-dn",
-    b"clientcert",
-    b"forwarded-client-cert",  # Envoy, Istio (XFCC)
-    b"forwarded-tls-client",  # traefik
-    b"forwarded-ssl-client",
-    b"arr-clientcert",  # IIS, Azure
-    b"amzn-mtls-",  # AWS
-    b"cf-client-cert-",  # Cloudflare
-    b"cf-cert-",
-    b"wl-proxy-client-",  # WebLogic
-    b"wl-proxy-ssl",
-    b"$ws",  # the plug-in of WebSphere: $WSCC is the certificate, $WSSN the name of the service, and so on
-)
-_IDENTITY_PREFIXES_WITH_X: Final = (b"x-cert-",)  # without the X- too common a word
-# Too common as prefixes. Remote-User is not here: it says nothing of TLS, and tools send it on purpose.
-_IDENTITY_NAMES: Final = frozenset({b"client-cn", b"x-client-cn", b"x-certificate"})
-
-# Some frameworks (Symfony, Zend, IIS rewriting) and proxies (Envoy, ingresses, in their own checks) take this
-# path for that of the request line. A call that was routed by one path would be executed as another, with a
-# certificate that is not for it.
+# Some frameworks and proxies take this path for that of the request line. A call that was routed by one path
+# would be executed as another, with a certificate that is not for it.
 _OTHER_PATH: Final = frozenset(
     {
-        b"x-original-url",
-        b"x-original-uri",
-        b"x-rewrite-url",
-        b"x-forwarded-uri",
-        b"x-envoy-original-path",
+        b"x-original-url",  # IIS URL Rewrite; Symfony and Zend behind it
+        b"x-original-uri",  # ingress-nginx, and the example of nginx for `auth_request`
+        b"x-rewrite-url",  # ISAPI_Rewrite; Symfony and Zend behind it
+        b"x-forwarded-uri",  # Traefik and Caddy, for `forwardAuth`
+        b"x-envoy-original-path",  # Envoy, where it has rewritten the path
     }
 )
 # Frameworks execute a POST as the method that these name, past the `methods` of a route. OData callers need
@@ -179,9 +136,7 @@ def _kind(name: bytes) -> int:
     plain = lower.translate(_AS_DASH)
     if plain in _NAMED:
         return DROP  # CGI-like upstreams read Content_Length as Content-Length
-    if plain.removeprefix(b"x-").startswith(_IDENTITY_PREFIXES):
-        return IDENTITY
-    if plain.startswith(_IDENTITY_PREFIXES_WITH_X) or plain in _IDENTITY_NAMES:
+    if tells_who_called(plain):
         return IDENTITY
     if plain in _OTHER_PATH:
         return OTHER_PATH
