@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from sidecert.words import shown
+
+_LONGEST = 1500  # characters of each part of a problem
+
 
 class SidecertError(Exception):
     """Base of the errors that sidecert raises on purpose."""
@@ -20,7 +24,8 @@ class Problem:
     """One thing that is wrong with the config or a file it names.
 
     `wrong` says what is wrong, `right` what would be right; neither ever holds a secret. A `warning`
-    does not stop the sidecar.
+    does not stop the sidecar. What they quote of the config, or of a path, may hold anything: it is made
+    fit for a line here, once for all.
     """
 
     file: str
@@ -29,6 +34,10 @@ class Problem:
     wrong: str
     right: str
     warning: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("file", "path", "wrong", "right"):
+            object.__setattr__(self, name, shown(getattr(self, name), _LONGEST))
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"

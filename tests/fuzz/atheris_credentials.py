@@ -15,7 +15,7 @@ from driving import drive
 
 def make(folder: Path) -> tuple[Iterable[bytes], Callable[[bytes], str]]:
     files = SpoiltFiles(folder)
-    return files.files(), files.play_file
+    return files.files, files.play_file
 
 
 if __name__ == "__main__":

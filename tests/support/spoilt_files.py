@@ -6,10 +6,13 @@ Nothing else is ever raised, no word is unprintable or without end, and no secre
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import strategies as st
 
 from sidecert.config import CredentialConfig, SecretSource, TlsConfig
@@ -17,11 +20,14 @@ from sidecert.credentials import load, load_trust
 from sidecert.errors import ConfigError, Refusal
 from sidecert.generation import build
 from sidecert.tls import TlsFailure, make_context
-from support.certs import Authority, private_folder, write_private
+from support.certs import DAY, Authority, private_folder, write_private
 
 PASS = "correct horse"
 CASES = Path(__file__).parents[1] / "cases" / "config"
 NOW = 1.8e9
+_KEY = ec.derive_private_key(0x51DECE27, ec.SECP256R1())
+"""No secret, and the same at all times: what a file of an earlier run led to, it leads to again."""
+_LONG = 3650 * DAY
 LONGEST = 4000  # characters of a line that is told
 
 type Play = Callable[[bytes], str]
@@ -33,8 +39,8 @@ class SpoiltFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = private_folder(folder)
-        authority = Authority()
-        self._leaf = authority.caller("alice")
+        authority = Authority(ends=_LONG)
+        self._leaf = authority.caller("alice", key=_KEY, starts=-_LONG, ends=_LONG)
         self._trust = authority.pem
         for id in ("alice", "bob", "me"):
             self._leaf.write(folder, id)
@@ -53,7 +59,7 @@ class SpoiltFiles:
 
     def play_config(self, data: bytes) -> str:
         """A config with these bytes, and calls to what it leads to."""
-        path = write_private(self._folder / "sidecert.yaml", data)
+        path = _rewrite(self._folder / "sidecert.yaml", data)
         try:
             generation = build(path, 1, {"ALICE_PASS": PASS}, NOW)
         except ConfigError as exc:
@@ -77,10 +83,11 @@ class SpoiltFiles:
 
     # -- credentials and trust -------------------------------------------------------------------------
 
-    def files(self) -> Iterator[bytes]:
+    @cached_property
+    def files(self) -> tuple[bytes, ...]:
         """Contents to begin with, each behind the byte that says which file it is."""
         leaf = self._leaf
-        contents: Sequence[tuple[int, bytes]] = (
+        contents = (
             (0, leaf.certificate_pem()),
             (0, leaf.certificate_pem() + self._trust),
             (1, leaf.key_pem()),
@@ -92,13 +99,12 @@ class SpoiltFiles:
             (3, self._trust),
             (3, self._trust + leaf.certificate_pem()),
         )
-        for kind, content in contents:
-            yield bytes((kind,)) + content
+        return tuple(bytes((kind,)) + content for kind, content in contents)
 
     def play_file(self, data: bytes) -> str:
         """The file that the first byte names, with the others as they should be."""
         kind, content = data[0] % 4 if data else 0, data[1:]
-        path = write_private(self._folder / "spoilt", content)
+        path = _rewrite(self._folder / "spoilt", content)
         if kind == 3:
             trusted, findings = load_trust(path, NOW)
             _check_words(f"{finding.wrong}; {finding.right}" for finding in findings)
@@ -121,6 +127,14 @@ class SpoiltFiles:
         except TlsFailure:
             return "not for TLS"
         return "loaded"
+
+
+def _rewrite(path: Path, data: bytes) -> Path:
+    """Without emptying the file first: many file systems then write each version to the disk."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(data)
+        file.truncate()
+    return path
 
 
 def _public(holder: object) -> bytes:
