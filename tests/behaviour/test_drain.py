@@ -14,9 +14,10 @@ import pytest
 from conftest import StartSidecar
 from support.certs import Pki
 from support.clients import Caller, Talker, connect
-from support.recorder import TlsRecorder, gated, silence
+from support.recorder import Exchange, TlsRecorder, gated, head, silence
 from support.sidecar import END, PROGRAM, Sidecar, route
 
+GET = b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n"
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
 
 
@@ -59,7 +60,7 @@ def test_connections_in_the_backlog_are_served(
     running.signal(signal.SIGSTOP)
     talkers = [Talker(address) for address in (running.listener, str(path)) for _ in range(20)]
     for talker in talkers:
-        talker.send(b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
+        talker.send(GET)
     running.signal(signal.SIGTERM)
     running.signal(signal.SIGCONT)
     assert [talker.read_answer().status for talker in talkers] == [200] * 40
@@ -86,13 +87,44 @@ def test_what_does_not_end_in_time_is_cut(sidecar: StartSidecar, recorder: TlsRe
     recorder.answer = gated(gate, b"first", b"never")
     running = sidecar(route("one", recorder, trust=pki.trust), drain="300ms")
     with Talker(running.listener) as talker:
-        talker.send(b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
+        talker.send(GET)
         assert talker.read_head().header("Content-Length") == "10"
         assert talker.read_exactly(5) == b"first"
         running.signal(signal.SIGTERM)
         assert talker.closed()
     assert running.process.wait(10) == 0
     gate.set()
+    assert any("1 connection" in record["message"] for record in running.records)
+
+
+def test_a_tunnel_goes_on_until_the_limit_and_is_cut(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki
+) -> None:
+    """It has no end of its own that could be waited for; its upstream sees the end as well."""
+    ended = threading.Event()
+
+    def echo(exchange: Exchange) -> None:
+        exchange.send(head(101, ("Upgrade", "echo"), ("Connection", "Upgrade")))
+        try:
+            while data := exchange.wire.recv(100):
+                exchange.send(data)
+        except OSError:
+            pass
+        exchange.ended = True
+        ended.set()
+
+    recorder.answer = echo
+    running = sidecar(route("one", recorder, trust=pki.trust), drain="1s")
+    with Talker(running.listener) as talker:
+        talker.send(GET[:-2] + b"Upgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+        assert talker.read_head().status == 101
+        _drain(running)
+        talker.send(b"still here")
+        assert talker.read_exactly(10) == b"still here"
+        assert not ended.is_set()
+        assert talker.closed()
+    assert ended.wait(10)
+    assert running.process.wait(10) == 0
     assert any("1 connection" in record["message"] for record in running.records)
 
 
@@ -108,7 +140,7 @@ def test_a_second_signal_ends_at_once(
         route("one", recorder, trust=pki.trust), listeners=[{"bind": "127.0.0.1:0"}, {"bind": f"unix:{path}"}]
     )
     with Talker(running.listener) as talker:
-        talker.send(b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
+        talker.send(GET)
         talker.read_until(b"first")
         _drain(running)
         running.signal(number)
@@ -126,9 +158,6 @@ def test_an_idle_sidecar_ends_at_the_first_signal(
     running = sidecar(route("one", recorder, trust=pki.trust))
     running.stop()
     assert {record["level"] for record in running.records} == {"info"}
-
-
-GET = b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n"
 
 
 def test_who_has_no_answer_yet_is_told_at_the_limit(

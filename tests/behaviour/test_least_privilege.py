@@ -22,7 +22,8 @@ import pytest
 
 from conftest import StartSidecar
 from support.certs import Pki
-from support.clients import Talker
+from support.clients import Talker, call
+from support.inspecting import inspecting
 from support.recorder import TlsRecorder, gated
 from support.sidecar import END, PROGRAM, Sidecar, config, route
 
@@ -191,15 +192,27 @@ def test_nothing_is_written_anywhere(pki: Pki, tmp_path: Path, recorder: TlsReco
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["sidecert.yaml"]
 
 
+def _core_files() -> int:
+    """The largest that this machine allows."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    if hard == 0:
+        pytest.skip("this machine allows no core files")
+    return hard
+
+
+def _leaves_no_core(pid: int) -> None:
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    [line] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert line.split()[4:6] == ["0", "0"]
+
+
 @LINUX
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV], ids=["abort", "segv"])
 def test_no_core_file_is_left(
     pki: Pki, tmp_path: Path, recorder: TlsRecorder, number: signal.Signals
 ) -> None:
     """Where cores are allowed and a folder is there for them."""
-    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    if hard == 0:
-        pytest.skip("this machine allows no core files")
+    hard = _core_files()
     whole = config([route("one", recorder, trust=pki.trust)], pki.credentials)
     sidecar = Confined(
         tmp_path / "run",
@@ -209,14 +222,33 @@ def test_no_core_file_is_left(
     )
     try:
         _serves(sidecar, recorder)
-        limits = Path(f"/proc/{sidecar.process.pid}/limits").read_text()
-        [line] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
-        assert line.split()[4:6] == ["0", "0"]
+        _leaves_no_core(sidecar.process.pid)
         sidecar.signal(number)
         assert sidecar.process.wait(10) == -number
     finally:
         sidecar.kill()
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["sidecert.yaml"]
+
+
+@LINUX
+def test_nor_any_by_the_tools_of_mitmproxy(
+    pki: Pki, tmp_path: Path, recorder: TlsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The addon sees to it. Nor is anything left in the home: mitmproxy's own CA goes where it is told to."""
+    hard = _core_files()
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    whole = config([route("one", recorder, trust=pki.trust)], pki.credentials)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))  # which the tool inherits
+    try:
+        with inspecting(tmp_path / "tool", whole) as tool:
+            assert call(tool.listener, "GET", "http://one.test/").status == 200
+            _leaves_no_core(tool.process.pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    assert list(home.iterdir()) == []
 
 
 def test_open_files_are_raised_to_what_the_limits_need(
