@@ -16,6 +16,9 @@ _OUR_COLOUR, _OTHERS = "#c0392b", "#7f8c8d"
 _CONNECTIONS = (1, 10, 50, 500)
 _NAMES = [each.label for each in EVERYBODY]
 
+_BUT_RED = {name: number + (number > 2) for number, name in enumerate(_NAMES)}
+"""Which of the library's colours is each proxy's; its fourth is too much like ours."""
+
 Points = list[tuple[float, float]]
 
 
@@ -51,7 +54,7 @@ def _costs(report: Report, path: Path) -> None:
         bars = axis.barh([name for _, name in named], [value for value, _ in named], color=colours)
         axis.bar_label(bars, fmt="%.0f", padding=3)
         axis.set(title=title, xscale="log", xlabel="CPU per call, us")
-        axis.set_xlim(right=2 * max(value for value, _ in named))
+        axis.set_xlim(left=1, right=2 * max(value for value, _ in named))
         axis.invert_yaxis()
     _save(figure, path)
 
@@ -92,7 +95,7 @@ def _growth(report: Report, path: Path) -> None:
 
 def _by_connections(report: Report, cpu: Any, memory: Any) -> None:
     for name in _NAMES:
-        colour, width = (_OUR_COLOUR, 2.5) if name == _OURS else (None, 1)
+        colour, width = (_OUR_COLOUR, 2.5) if name == _OURS else (f"C{_BUT_RED[name]}", 1)
         for axis, measure in ((cpu, "cpu"), (memory, "peak")):
             points = _points(
                 _CONNECTIONS,
@@ -101,9 +104,10 @@ def _by_connections(report: Report, cpu: Any, memory: Any) -> None:
             if points:
                 axis.plot(*_columns(points), marker="o", color=colour, linewidth=width, label=name)
     cpu.set(xscale="log", yscale="log", ylabel="CPU per call, us", title="connections")
-    memory.set(xscale="log", ylabel="most MiB resident", xlabel="connections, keep-alive")
+    memory.set(ylabel="most MiB resident", xlabel="connections, keep-alive")
     if cpu.has_data():
         cpu.legend(fontsize=6)
+        memory.set_ylim(bottom=0)
 
 
 def _by_config(report: Report, cpu: Any, memory: Any, what: str, counts: Sequence[int]) -> None:
