@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.kept import kept
 from support.lengths import rounds
 from support.spoilt_files import SpoiltFiles, spoilt
 
@@ -86,3 +87,11 @@ def test_any_value_at_any_key_is_explained(files: SpoiltFiles, place: str) -> No
             [] if place.startswith("routes") else ["routes: [{id: a, credential: none, match: {host: a.b}}]"]
         )
         files.play_config("\n".join(lines).encode())
+
+
+def test_kept_files_break_no_promise(files: SpoiltFiles) -> None:
+    """What `make fuzz` has reached, it reaches here too."""
+    for data in kept("config"):
+        files.play_config(data)
+    for data in kept("credentials"):
+        files.play_file(data)

@@ -16,6 +16,7 @@ from sidecert.explain import explain
 from sidecert.outcome import Ending, Observation, Outcome, Stage, decide
 from sidecert.presented import OwnCertificate
 from support.certs import Pki
+from support.kept import kept
 from support.lengths import rounds
 from support.own import NOW, fact, own
 from support.spoilt_flights import CREDENTIALS, VERSIONS, Spoilt
@@ -106,3 +107,9 @@ def test_whatever_was_seen_has_one_outcome_in_printable_words(
             assert text.isprintable()
             assert len(text) <= LONGEST
     assert repr(seen) == before, "to judge is not to change"
+
+
+def test_kept_flights_break_no_promise(spoilt: Spoilt) -> None:
+    """What `make fuzz` has reached, it reaches here too."""
+    for script in kept("tls"):
+        spoilt.play(script)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.certs import Pki
+from support.kept import kept
 from support.lengths import rounds
 from support.spoilt_files import spoilt
 from support.spoilt_wires import CALLS, SCRIPTS, SpoiltWires
@@ -45,3 +46,11 @@ def test_call_that_nobody_spoils_is_answered(wires: SpoiltWires, call: int) -> N
     expected = {7: "200 200 200", 5: "tunnel", 6: "400"}.get(call, "200")
     for script in SCRIPTS[:2]:
         assert wires.play_downstream(script + CALLS[call]) == expected
+
+
+def test_kept_scripts_break_no_promise(wires: SpoiltWires) -> None:
+    """What `make fuzz` has reached, it reaches here too."""
+    for data in kept("downstream"):
+        wires.play_downstream(data)
+    for data in kept("upstream"):
+        wires.play_upstream(data)
