@@ -373,6 +373,9 @@ class Downstream(asyncio.Protocol):
         self.resume_reading()
         if early and self._exchange is not None:
             self._exchange.take_body(early, False, [])
+        if self._eof and self._exchange is not None:
+            self._leave_exchange()  # the caller had sent all before: its end is that of the tunnel too
+            self._close()
 
     def refuse(self, refusal: Refusal, exchange: Exchange) -> None:
         """Answer with `refusal` in the place of the upstream, and end the exchange."""
