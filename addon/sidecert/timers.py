@@ -55,6 +55,10 @@ class Timers:
                 log.error("an error of sidecert's own at a deadline", exc_info=exc)
 
 
+def _nothing() -> None:
+    """What a closed deadline calls."""
+
+
 class Deadline:
     """Calls `callback` once the time last given to `set` has passed, unless it was set anew or cleared.
 
@@ -83,8 +87,10 @@ class Deadline:
         self._when = inf
 
     def close(self) -> None:
-        """Let it never pass, and be forgotten by the loop."""
+        """Let it never pass again, and be forgotten by the loop. Its callback goes too, whose owner would
+        otherwise wait for the garbage collection: thousands of connections, where so many end at once."""
         self._when = inf
+        self._callback = _nothing
         if self._tick != inf:
             self._timers.remove(self, self._tick)
             self._tick = inf

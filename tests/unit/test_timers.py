@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -137,7 +139,7 @@ def test_deadlines_of_one_tick_share_a_timer(scene: Scene) -> None:
 
 @pytest.mark.parametrize("end", ["clear", "close"])
 def test_never_passes_once_it_was_cleared(end: str, scene: Scene) -> None:
-    """Cleared or closed; it may be set anew after either."""
+    """Cleared or closed. It may be set anew once cleared; what was closed never passes again."""
     deadline = scene.deadline()
     deadline.set(5)
     getattr(deadline, end)()
@@ -145,7 +147,29 @@ def test_never_passes_once_it_was_cleared(end: str, scene: Scene) -> None:
     scene.check()
     deadline.set(5)
     scene.loop.go(5 + TICK)
-    scene.check(1105)
+    scene.check(*([1105] if end == "clear" else []))
+
+
+def test_owner_of_a_closed_deadline_is_freed_at_once(scene: Scene) -> None:
+    """Not only by the garbage collection: many connections may end at once, and as many come after them."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.deadline = Deadline(scene.timers, self.passed)
+
+        def passed(self) -> None:
+            raise AssertionError
+
+    gc.disable()
+    try:
+        owner = Owner()
+        owner.deadline.set(5)
+        known = weakref.ref(owner)
+        owner.deadline.close()
+        del owner
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_may_be_set_from_its_own_callback(scene: Scene) -> None:
