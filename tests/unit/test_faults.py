@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecert.credentials import certificates
+from sidecert.credentials.chain import build_chain, own_certificate
 from sidecert.faults import faults
 from sidecert.outcome import Observation, Stage
 from sidecert.presented import OwnCertificate
@@ -126,10 +126,10 @@ def test_names_of_listed_cas_cannot_forge_a_line() -> None:
 
 
 def described(leaf: Leaf, *given: Leaf | Authority) -> OwnCertificate:
-    chain = certificates.build_chain(
+    chain = build_chain(
         leaf.certificate, [leaf.certificate, *leaf.chain, *(each.certificate for each in given)], NOW
     )
-    return certificates.own(chain, "alice")
+    return own_certificate(chain, "alice")
 
 
 def test_own_certificate_is_described_from_its_file() -> None:

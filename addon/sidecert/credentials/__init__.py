@@ -12,7 +12,7 @@ import shlex
 import stat
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,8 +25,10 @@ from OpenSSL import SSL, crypto
 
 from sidecert.config import CredentialConfig, SecretError, SecretSource
 from sidecert.credentials import certificates, keyfiles
-from sidecert.credentials.certificates import Chain, describe_key, listing, name_of
+from sidecert.credentials.certificates import describe_key, listing, name_of
+from sidecert.credentials.chain import Chain, build_chain, doubts, find_leaf, likely_leaf, own_certificate
 from sidecert.credentials.filekinds import Role, Unusable
+from sidecert.credentials.findings import Finding, Findings
 from sidecert.credentials.keyfiles import Known, Opened, Passphrase
 from sidecert.presented import OwnCertificate
 
@@ -73,33 +75,6 @@ def fingerprints(certificates: Sequence[x509.Certificate]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong with a file. `key` is the config key that names it."""
-
-    key: str
-    wrong: str
-    right: str
-    warning: bool = False
-
-
-class _Findings(list[Finding]):
-    def collect[T](self, key: str, read: Callable[[], T]) -> T | None:
-        """What `read` gives; None where it raises `Unusable`, which is noted."""
-        try:
-            return read()
-        except Unusable as problem:
-            self.append(Finding(key, problem.wrong, problem.right))
-            return None
-
-    def warn(self, key: str, wrong: str, right: str) -> None:
-        self.append(Finding(key, wrong, right, warning=True))
-
-    @property
-    def are_fatal(self) -> bool:
-        return any(not finding.warning for finding in self)
-
-
-@dataclass(frozen=True, slots=True)
 class _Pair:
     """Where a certificate and its key come from, each as the config key and its file."""
 
@@ -117,7 +92,7 @@ def load(
     `now` is in epoch seconds; `environ` is where `{env: NAME}` passphrases are looked up; `known` are files
     that were opened before.
     """
-    found = _Findings()
+    found = Findings()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cryptography dislikes about a file and still takes
         passphrase = _resolve(config.passphrase, environ, found)
@@ -140,7 +115,7 @@ def load(
 def load_trust(path: Path, now: float | None = None) -> tuple[tuple[x509.Certificate, ...], list[Finding]]:
     """The certificates of the PEM file `path`, none where a finding is an error; `now` in epoch seconds."""
     now = time.time() if now is None else now
-    found = _Findings()
+    found = Findings()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = found.collect("trust", lambda: keyfiles.read_certificates(path, "trust"))
@@ -162,7 +137,7 @@ def load_trust(path: Path, now: float | None = None) -> tuple[tuple[x509.Certifi
     return tuple(given), list(found)
 
 
-def _resolve(source: SecretSource | None, environ: Mapping[str, str], found: _Findings) -> Passphrase:
+def _resolve(source: SecretSource | None, environ: Mapping[str, str], found: Findings) -> Passphrase:
     if source is None:
         return Passphrase(None)
     if source.file is not None:
@@ -176,7 +151,7 @@ def _resolve(source: SecretSource | None, environ: Mapping[str, str], found: _Fi
     return Passphrase(None, is_known=False)
 
 
-def _check_mode(key: str, path: Path, found: _Findings) -> None:
+def _check_mode(key: str, path: Path, found: Findings) -> None:
     """Warn where others may read or write a secret. Links are followed: what counts is where they lead."""
     if os.name != "posix":
         return
@@ -192,7 +167,7 @@ def _check_mode(key: str, path: Path, found: _Findings) -> None:
         )
 
 
-def _load_store(path: Path, passphrase: Passphrase, known: Known, found: _Findings) -> Opened | None:
+def _load_store(path: Path, passphrase: Passphrase, known: Known, found: Findings) -> Opened | None:
     opened = found.collect("pkcs12", lambda: keyfiles.read_pkcs12(path, passphrase, known))
     if opened is None:
         return None
@@ -217,12 +192,12 @@ def _assemble(
     given: Sequence[x509.Certificate],
     opened: Opened | None,
     now: float,
-    found: _Findings,
+    found: Findings,
 ) -> Credential | None:
     key = opened.store.key if opened else None
     leaf = found.collect(pair.key_role, lambda: _find_leaf(pair, given, key, now)) if key else None
-    chain = certificates.build_chain(leaf or certificates.likely_leaf(given), given, now)
-    for wrong, right in certificates.doubts(chain, now):
+    chain = build_chain(leaf or likely_leaf(given), given, now)
+    for wrong, right in doubts(chain, now):
         found.warn(pair.role, f"{pair.file}: {wrong}", right)
     if pair.role == "certificate" and not chain.in_order:
         order = listing(map(name_of, (chain.leaf, *chain.intermediates)), most=9)
@@ -242,7 +217,7 @@ def _assemble(
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=leaf.not_valid_after_utc.timestamp(),
         subject=name_of(leaf),
-        own=certificates.own(chain, id),
+        own=own_certificate(chain, id),
         opened=opened,
     )
 
@@ -253,10 +228,10 @@ def _find_leaf(
     if not certificates.is_usable_kind(key):
         raise keyfiles.unsupported(pair.key_file, describe_key(key))
     key_id = certificates.public_key_id(key.public_key())
-    leaf = certificates.find_leaf(given, key_id, now)
+    leaf = find_leaf(given, key_id, now)
     if leaf is not None:
         return leaf
-    likely = certificates.likely_leaf(given)
+    likely = likely_leaf(given)
     file, key_file = shlex.quote(str(pair.file)), shlex.quote(str(pair.key_file))
     right = "name the key that the certificate was made for"
     if pair.role != "pkcs12":
