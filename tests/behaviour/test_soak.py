@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.load import NoWrk, program
+from bench import tools
 from support.certs import Pki
 from support.clients import url
 from support.lengths import rounds
@@ -65,8 +65,8 @@ end
 @pytest.fixture
 def wrk() -> str:
     try:
-        return program()
-    except NoWrk as missing:
+        return tools.wrk()
+    except tools.NoTool as missing:
         pytest.skip(str(missing))
 
 
