@@ -21,8 +21,6 @@ from sidecert.config.models import (
     MatchConfig,
     PoolConfig,
     RouteConfig,
-    SecretError,
-    SecretSource,
     TimeoutsConfig,
     TlsConfig,
     UpstreamConfig,
@@ -30,6 +28,7 @@ from sidecert.config.models import (
 from sidecert.config.nodes import KeyPath
 from sidecert.config.reader import Reader
 from sidecert.config.schema import schema
+from sidecert.config.secrets import SecretError, SecretSource
 from sidecert.config.source import Source, load
 from sidecert.errors import Problem
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from sidecert.config.fields import Model
 from sidecert.config.mistake import Mistake, kind, nearest
-from sidecert.config.models import Config, Model
+from sidecert.config.models import Config
 from sidecert.config.nodes import KeyPath, ListNode, MappingNode
 from sidecert.config.source import Source
 from sidecert.errors import Problem

@@ -1,4 +1,5 @@
-"""The types of the config's fields: what converts a value, paired with the schema of what is written."""
+"""What the models of the config are made of: the types of their fields, each what converts a value paired with
+the schema of what is written."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 from sidecert.config import callers, values
 from sidecert.config.binds import Bind
@@ -17,6 +26,12 @@ ID_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"}
 _DURATION_SCHEMA = {"type": "string", "pattern": "^[0-9]{1,9}(ms|s|m|h)$"}
 _HOST = "[^\\s*/@?#]+"
 _FILE_SCHEMA = {"type": "string", "minLength": 1}
+
+
+class Model(BaseModel):
+    """Frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 def _in_folder(parse: Callable[[object, Path | None], Any]) -> Callable[[object, ValidationInfo], Any]:
