@@ -15,7 +15,8 @@ The way of a call, and where to read on:
     rewriting     the addresses and cookies in an answer, made right for a caller of plain HTTP
     metrics       the numbers
 
-On all of it: `timers` (deadlines) and `memo` (what was worked out before).
+On all of it: `timers` (deadlines), `outflow` (whether what was written still leaves) and `memo` (what was
+worked out before).
 
 What is said of a call that fails:
 

@@ -13,6 +13,7 @@ import logging
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 
 _LOG = logging.getLogger("sidecert.backlog")
 
@@ -46,3 +47,17 @@ def close_to_new(sock: socket.socket) -> bool:
         _LOG.debug("the kernel takes no packet filter: %s", exc.strerror)
         return False
     return True
+
+
+def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait in the kernel's queue, until there is none left.
+
+    Closing a listening socket resets those that are still in it.
+    """
+    while True:
+        try:
+            accepted, _ = sock.accept()
+        except OSError:  # BlockingIOError: none left; else no descriptor is free, and no other will be
+            return
+        accepted.setblocking(False)
+        yield accepted

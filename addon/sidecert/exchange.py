@@ -30,10 +30,10 @@ from sidecert.http1 import (
 )
 from sidecert.http_verdict import STATUSES, StartOfAnswer
 from sidecert.outcome import Observation, Outcome
+from sidecert.outflow import Outflow
 from sidecert.plane import Listener, Plane
 from sidecert.pool import Pool
 from sidecert.rewriting import rewrite
-from sidecert.sockets import Outflow
 from sidecert.sparing import REPEATED
 from sidecert.timers import Deadline
 from sidecert.upstream import NotOpened, UpstreamConnection

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sidecert.backlog import HANDSHAKES, close_to_new
+from sidecert.backlog import HANDSHAKES, accept_queued, close_to_new
 from sidecert.callers import Callers
 from sidecert.config import Bind, ListenerConfig, normalise_host
 from sidecert.errors import ConfigError, Problem
 from sidecert.plane import Listener
-from sidecert.sockets import BACKLOG, Addresses, SocketFile, Unusable, accept_queued, listen, resolve, spell
+from sidecert.sockets import BACKLOG, Addresses, SocketFile, Unusable, listen, resolve, spell
 
 _LOG = logging.getLogger("sidecert.listeners")
 _WILDCARDS = frozenset(("0.0.0.0", "::"))

@@ -1,24 +1,16 @@
-"""Listening sockets: opened from a `bind` of the config, with words for each way in which that fails.
-
-And of connected ones, whether what was written to them still leaves (`Outflow`).
-"""
+"""Listening sockets: opened from a `bind` of the config, with words for each way in which that fails."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
 import resource
 import socket
 import stat
-import sys
-import termios
-from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from time import monotonic
 
 from sidecert.config import Bind, host_port
 from sidecert.config.callers import DEFAULT_MODE
@@ -34,9 +26,6 @@ Addresses = list[tuple[int, str]]
 
 _RESOLVE = 5.0
 """Seconds for the look-up of a listener's host name."""
-
-_LOOK_EVERY = 1.0
-"""Seconds between two looks at an `Outflow`, or a quarter of its limit: by that much it may be late."""
 
 SPARE = 64
 """Descriptors that callers cannot take: for upstream connections, the admin, files to be loaded, and
@@ -114,58 +103,6 @@ def spell(sock: socket.socket) -> str:
     return host_port(name[0], name[1])
 
 
-class Outflow:
-    """Whether what was written to `transport` still leaves, however slowly its peer reads.
-
-    A transport says nothing between "full" and "nearly empty", and the kernel takes more only when a third of
-    its own buffer is free, which may be megabytes: a steady reader can take minutes for that. Each look costs
-    a system call, so it is for deadlines that pass, not for every write.
-    """
-
-    __slots__ = ("_limit", "_moved", "_transport", "left")
-
-    def __init__(self, transport: asyncio.WriteTransport, limit: float) -> None:
-        self._transport = transport
-        self._limit = limit
-        self._moved = monotonic()
-        self.left = self._measure()
-        """Bytes that wait in the transport, and in the kernel for the peer's acknowledgement, at the last
-        look. A peer's kernel acknowledges in steps: 64 KiB and more on the loopback, a sixteenth of its
-        buffer elsewhere."""
-
-    def patience(self) -> float:
-        """Seconds until it should be looked at again; 0 where nothing is left, or has left for `limit`
-        seconds."""
-        now, left = monotonic(), self._measure()
-        if left != self.left:
-            self.left, self._moved = left, now
-        if not any(left):
-            return 0.0
-        return max(0.0, min(self._moved + self._limit - now, self._limit / 4, _LOOK_EVERY))
-
-    def _measure(self) -> tuple[int, int]:
-        return self._transport.get_write_buffer_size(), _queued(self._transport)
-
-
-def unread(transport: asyncio.BaseTransport) -> int:
-    """Bytes that have come from the peer and wait in the kernel; 0 where it does not tell."""
-    return _ask_kernel(transport, termios.FIONREAD)
-
-
-def _queued(transport: asyncio.WriteTransport) -> int:
-    """What the kernel holds of what was written, in bytes; of a unix socket with its own overhead."""
-    return _ask_kernel(transport, termios.TIOCOUTQ)
-
-
-def _ask_kernel(transport: asyncio.BaseTransport, what: int) -> int:
-    connection = transport.get_extra_info("socket")
-    try:
-        found = fcntl.ioctl(connection.fileno(), what, bytes(4))
-    except (AttributeError, OSError, ValueError):
-        return 0  # it has ended, or this system does not tell
-    return int.from_bytes(found, sys.byteorder)
-
-
 def descriptors_left(transport: asyncio.BaseTransport) -> float:
     """How many descriptors at least can still be had after that of a connection that was just accepted.
 
@@ -178,20 +115,6 @@ def descriptors_left(transport: asyncio.BaseTransport) -> float:
         return inf
     number: int = connection.fileno()
     return max(0, limit - number - 1)
-
-
-def accept_queued(sock: socket.socket) -> Iterator[socket.socket]:
-    """The connections that wait in the kernel's queue, until there is none left.
-
-    Closing a listening socket resets those that are still in it.
-    """
-    while True:
-        try:
-            accepted, _ = sock.accept()
-        except OSError:  # BlockingIOError: none left; else no descriptor is free, and no other will be
-            return
-        accepted.setblocking(False)
-        yield accepted
 
 
 def _listen_tcp(bind: Bind, addresses: Addresses) -> list[socket.socket]:

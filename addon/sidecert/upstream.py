@@ -20,7 +20,7 @@ from sidecert.generation import Upstream
 from sidecert.http1 import SWITCHING_PROTOCOLS, AnswerReader, BodyError, ResponseHead
 from sidecert.metrics import RouteStats
 from sidecert.outcome import Ending, Observation, Outcome, Stage
-from sidecert.sockets import Outflow
+from sidecert.outflow import Outflow
 from sidecert.tls import MOST_AGAIN, TlsFailure, TlsStream
 
 log = logging.getLogger(__name__)

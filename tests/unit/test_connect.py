@@ -17,10 +17,10 @@ import pytest
 import uvloop
 
 import sidecert.connect
+from sidecert.backlog import accept_queued
 from sidecert.connect import NotConnected, _interleave, _is_private, _race, _resolve, connect
 from sidecert.errors import Refusal
 from sidecert.outcome import Ending, Observation, Stage
-from sidecert.sockets import accept_queued
 from support.clients import has_ipv6
 from support.peers import black_hole, closed_port
 
