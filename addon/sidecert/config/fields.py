@@ -1,5 +1,5 @@
-"""What the models are made of: the types of their fields, each what converts a value paired with the schema of
-what is written."""
+"""What the models are made of: the types of their fields, each what converts a value paired with the schema
+of what is written."""
 
 from __future__ import annotations
 
