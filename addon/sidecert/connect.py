@@ -18,7 +18,7 @@ from typing import Any
 from sidecert.errors import Reason, Refusal, SidecertError
 from sidecert.generation import Upstream
 from sidecert.outcome import Ending, Observation, Stage
-from sidecert.threads import NoThread, start
+from sidecert.threads import NoThread, start_thread
 
 _STAGGER = 0.25
 
@@ -93,7 +93,7 @@ async def _look_up(host: str, port: int, chosen_through: str | None) -> _Found:
     if asked is None:
         _refuse_without_room(chosen_through)
         try:
-            asked = start("look-up", partial(_ask, host, port))
+            asked = start_thread("look-up", partial(_ask, host, port))
         except NoThread as exc:
             raise _no_room("No thread can be had to look the name up.") from exc
         _under_way[key] = asked, chosen_through

@@ -15,9 +15,9 @@ from sidecert.callers import Callers
 from sidecert.errors import Reason, Refusal
 from sidecert.exchange import Exchange
 from sidecert.http1 import BodyError, BodyReader, ChunkedBody, body_reader, find_head
+from sidecert.openfiles import SPARE, TELLING, descriptors_left
 from sidecert.outflow import Outflow, unread
 from sidecert.plane import DRAIN_GRACE, Listener, Plane
-from sidecert.sockets import SPARE, TELLING, descriptors_left
 from sidecert.sparing import REPEATED
 from sidecert.timers import Deadline
 

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from sidecert.threads import NoThread, start
+from sidecert.threads import NoThread, start_thread
 from sidecert.words import printable
 
 _LOG = logging.getLogger("sidecert.logs")
@@ -112,7 +112,7 @@ class _Unhurried(logging.Handler):
             self._write(wait=False)
             with self._changed:
                 if self._queue:
-                    start("log", self._wait_and_write)
+                    start_thread("log", self._wait_and_write)
                     self._has_thread = True
         except NoThread:
             pass  # the line stays in the queue, and the next one tries

@@ -6,10 +6,8 @@ import asyncio
 import errno
 import logging
 import os
-import resource
 import socket
 import stat
-from math import inf
 from pathlib import Path
 
 from sidecert.config import Bind, host_port
@@ -26,13 +24,6 @@ Addresses = list[tuple[int, str]]
 
 _RESOLVE = 5.0
 """Seconds for the look-up of a listener's host name."""
-
-SPARE = 64
-"""Descriptors that callers cannot take: for upstream connections, the admin, files to be loaded, and
-those who are being told that there is no room."""
-
-TELLING = 32
-"""How many of those the last may take until they have read it; the rest are told and closed at once."""
 
 
 class Unusable(Exception):
@@ -101,20 +92,6 @@ def spell(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
     return host_port(name[0], name[1])
-
-
-def descriptors_left(transport: asyncio.BaseTransport) -> float:
-    """How many descriptors at least can still be had after that of a connection that was just accepted.
-
-    The kernel gives the lowest number that is free. Where none is left, uvloop resets all who wait in the
-    backlog, and nothing can be connected to, loaded or listened on.
-    """
-    connection = transport.get_extra_info("socket")
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if connection is None or limit == resource.RLIM_INFINITY:
-        return inf
-    number: int = connection.fileno()
-    return max(0, limit - number - 1)
 
 
 def _listen_tcp(bind: Bind, addresses: Addresses) -> list[socket.socket]:

@@ -18,7 +18,7 @@ class NoThread(Exception):
         super().__init__(f"{self.wrong}; {self.right}")
 
 
-def start[T](name: str, work: Callable[[], T]) -> Future[T]:
+def start_thread[T](name: str, work: Callable[[], T]) -> Future[T]:
     """Begin `work`; what it gives or raises can be waited for, but not cancelled. Raises NoThread."""
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # else whoever gives up waiting would cancel it for all others
@@ -40,4 +40,4 @@ def start[T](name: str, work: Callable[[], T]) -> Future[T]:
 
 async def in_thread[T](name: str, work: Callable[[], T]) -> T:
     """What `work` gives. One that is cancelled leaves the thread to itself. Raises NoThread."""
-    return await asyncio.wrap_future(start(name, work))
+    return await asyncio.wrap_future(start_thread(name, work))

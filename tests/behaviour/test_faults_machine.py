@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecert.sockets import SPARE
+from sidecert.openfiles import SPARE
 from support.certs import Pki
 from support.clients import Caller, Talker
 from support.masses import Mass, open_files

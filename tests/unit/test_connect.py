@@ -220,7 +220,7 @@ def test_address_is_used_as_it_is(
     run: Any, listening: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread is spent on what no name server is asked for."""
-    monkeypatch.setattr(sidecert.connect, "start", None)
+    monkeypatch.setattr(sidecert.connect, "start_thread", None)
     _, peer = attempt(run, Place("127.0.0.1", listening.getsockname()[1]))
     assert peer == listening.getsockname()
 
