@@ -149,7 +149,8 @@ TROUBLES = {
         lambda _, fates, __: fates.listen(Fate("silence", "finished")),
         ("handshake_timeout", "silence", None),
         ("undecided", "silence", "response_timeout"),
-        late=0.8,
+        late=1.0,
+        upstream=(("timeouts", {"handshake": "1s", "response": "500ms"}),),  # the handshake must get there
     ),
     "closes-after-request": Trouble(
         "Closes after the request",
@@ -196,7 +197,7 @@ def test_each_trouble_with_a_port_has_its_outcome(
     """And the caller is answered within a second of the verdict."""
     running = sidecar(
         *(
-            routed(name, trouble.make(peers, fated_peers, tls), tls, pki, dict(trouble.upstream))
+            routed(name, trouble, trouble.make(peers, fated_peers, tls), tls, pki)
             for name, trouble in TROUBLES.items()
         )
     )
@@ -214,10 +215,12 @@ def test_each_trouble_with_a_port_has_its_outcome(
         truth_table.saw(SECTION, trouble.words, tls, both_outcomes, how)
 
 
-def routed(name: str, peer: Addressed, tls: TlsVersion, pki: Pki, upstream: dict[str, Any]) -> dict[str, Any]:
-    """A route with short limits that speaks this version only."""
-    spec = route(name, peer, trust=pki.trust, timeouts=SHORT, tls={"min": tls, "max": tls})
-    spec["upstream"].update(upstream)
+def routed(name: str, trouble: Trouble, peer: Addressed, tls: TlsVersion, pki: Pki) -> dict[str, Any]:
+    """A route that speaks this version only, with short limits where silence is the trouble: a busy machine
+    takes longer than those for a handshake, or for an end behind it."""
+    limits = {"timeouts": SHORT} if trouble.late else {}
+    spec = route(name, peer, trust=pki.trust, tls={"min": tls, "max": tls}, **limits)
+    spec["upstream"].update(dict(trouble.upstream))
     return spec
 
 
