@@ -226,7 +226,8 @@ class Sidecert:
                 await self._listeners.stop()
             with _whatever_fails():
                 if late := await self._plane.drain(max(0.0, until - time.monotonic())):
-                    _LOG.warning("%d connections were cut or refused: their calls did not end in time", late)
+                    words = "%d connections were cut or refused: their calls did not end in time"
+                    _LOG.warning(words, late, extra={"event": "drained_late"})
         finally:
             await self._close()
         _LOG.info("ended", extra={"event": "ended"})
@@ -241,7 +242,10 @@ class Sidecert:
 
     def _end_at_once(self, number: signal.Signals) -> None:
         _LOG.warning(
-            "%s again: ending at once, %d connections are cut", number.name, len(self._plane.connections)
+            "%s again: ending at once, %d connections are cut",
+            number.name,
+            len(self._plane.connections),
+            extra={"event": "ended_at_once"},
         )
         self._plane.close()
         raise SystemExit(_ENDED_BY_SIGNAL + number)

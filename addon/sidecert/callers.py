@@ -10,12 +10,11 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from sidecert.config import ListenerConfig
-from sidecert.config.callers import ANY_ORIGIN, Network
+from sidecert.config.callers import ANY_ORIGIN, LOOPBACK, Network
 from sidecert.errors import Reason, Refusal
 from sidecert.memo import Memo
 from sidecert.words import shown
 
-_LOOPBACK: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 _SHOWN_ORIGIN = 200  # characters
 _SHOWN_LIST = 12
 
@@ -35,7 +34,7 @@ class Callers:
     def of(cls, config: ListenerConfig) -> Callers:
         """Those of a configured listener. One that is bound to loopback takes loopback callers, unless told:
         there are ways in from outside (net.ipv4.conf.*.route_localnet), and names that lead elsewhere."""
-        allow = None if config.bind.kind == "unix" else config.allow or _LOOPBACK
+        allow = None if config.bind.kind == "unix" else config.allow or LOOPBACK
         return cls(config.bind.label, allow, config.origins)
 
     def check_address(self, peer: object) -> None:
@@ -81,7 +80,7 @@ class Callers:
         )
 
 
-LOOPBACK_ONLY = Callers("this listener", _LOOPBACK)
+LOOPBACK_ONLY = Callers("this listener", LOOPBACK)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

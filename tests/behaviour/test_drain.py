@@ -94,7 +94,7 @@ def test_what_does_not_end_in_time_is_cut(sidecar: StartSidecar, recorder: TlsRe
         assert talker.closed()
     assert running.process.wait(10) == 0
     gate.set()
-    assert any("1 connection" in record["message"] for record in running.records)
+    assert any("1 connection" in record["message"] for record in running.events("drained_late"))
 
 
 def test_a_tunnel_goes_on_until_the_limit_and_is_cut(
@@ -125,7 +125,7 @@ def test_a_tunnel_goes_on_until_the_limit_and_is_cut(
         assert talker.closed()
     assert ended.wait(10)
     assert running.process.wait(10) == 0
-    assert any("1 connection" in record["message"] for record in running.records)
+    assert any("1 connection" in record["message"] for record in running.events("drained_late"))
 
 
 @BOTH
@@ -148,6 +148,7 @@ def test_a_second_signal_ends_at_once(
         assert talker.closed()
     gate.set()
     running.stop(expect=128 + number)
+    assert len(running.events("ended_at_once")) == 1
     assert not path.exists()
 
 

@@ -15,6 +15,10 @@ from sidecert.config.values import text
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 ANY: Final = "any"
+LOOPBACK: Final[tuple[Network, ...]] = (
+    ipaddress.IPv4Network("127.0.0.0/8"),
+    ipaddress.IPv6Network("::1/128"),
+)
 EVERYWHERE: Final[tuple[Network, ...]] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 """What `allow: any` stands for."""
 ANY_ORIGIN: Final = frozenset({ANY})
@@ -135,6 +139,17 @@ def mode(value: object) -> int:
     raise Mistake(f"this is {kind(value)}, not a mode", _MODES)
 
 
+def _may_take_loopback(allow: list[object]) -> bool:
+    """False only where all of it can be read."""
+    try:
+        found = [network(each) for each in allow]
+    except Mistake:
+        return True
+    return not found or any(
+        each.overlaps(own) for each in found for own in LOOPBACK if each.version == own.version
+    )
+
+
 def troubles(address: Bind, allow: object, has_mode: bool) -> Iterator[Trouble]:
     """What is wrong with who may call on `address`; `allow` is as written, None where it is left out."""
     label = shown(address.label)
@@ -147,6 +162,10 @@ def troubles(address: Bind, allow: object, has_mode: bool) -> Iterator[Trouble]:
         right = "leave mode out, and say with allow which addresses may call"
         yield Trouble("mode", f"{label} is not a unix socket, and has no mode", right)
     if address.loopback:
+        if isinstance(allow, list) and not _may_take_loopback(allow):
+            own = "::1" if ":" in address.host else "127.0.0.1"
+            wrong = f"callers on {label} have loopback addresses, and allow names none: nobody could call"
+            yield Trouble("allow", wrong, f"add {own}, or leave allow out", warning=True)
         return
     if allow is None:
         narrow = host_port("127.0.0.1", address.port)
