@@ -20,6 +20,7 @@ from sidecert.metrics import Metrics
 from sidecert.outcome import Observation, Outcome
 from sidecert.plane import Plane
 from sidecert.proving import AT_ONCE, Proven, Prover
+from sidecert.threads import NoThread
 from sidecert.trial import MOST_UPSTREAMS
 from support.certs import Files, Pki
 from support.inside import generation
@@ -352,10 +353,16 @@ def test_error_of_our_own_proves_nothing(
     assert any(record.exc_info for record in caplog.records)
 
 
-def test_error_of_our_own_when_it_is_tried_again_ends_no_trying(
-    pki: Pki, files: dict[str, Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [RuntimeError("ours"), NoThread()], ids=["ours", "no-thread"])
+def test_error_when_it_is_tried_again_ends_no_trying(
+    error: Exception,
+    pki: Pki,
+    files: dict[str, Files],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The old certificate goes on, and the next time it may work."""
+    """The old certificate goes on, and the next time it may work. Only a fault of our own has a traceback."""
 
     async def main() -> None:
         stage = Stage(tmp_path / "stage", pki, files["first"], mine("one", Place(1), pki))
@@ -368,13 +375,14 @@ def test_error_of_our_own_when_it_is_tried_again_ends_no_trying(
                 nonlocal tries
                 tries += 1
                 if tries == 1:
-                    raise RuntimeError("ours")
+                    raise error
                 adopt(plane, new)
 
             monkeypatch.setattr(Plane, "adopt", fail_once)
             stage.answer(monkeypatch, accept)
             await stage.wait_for(lambda: stage.subject == "CN=good")
         assert tries == 2
+        assert any(record.exc_info for record in caplog.records) == isinstance(error, RuntimeError)
         stage.prover.close()
 
     asyncio.run(main())
