@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from prometheus_client import CollectorRegistry
 
-from sidecert import sockets, upstream
+from sidecert import outflow, upstream
 from sidecert.connect import NotConnected
 from sidecert.downstream import Downstream, accept
 from sidecert.exchange import Exchange
@@ -286,8 +286,8 @@ class SpoiltWires:
         self._playing: _Play
         self._patches = ExitStack()
         for module, name, instead in (
-            (sockets, "monotonic", lambda: self._playing.loop.now),
-            (sockets, "_ask_kernel", _ask_kernel),
+            (outflow, "monotonic", lambda: self._playing.loop.now),
+            (outflow, "_ask_kernel", _ask_kernel),
             (upstream, "TlsStream", Plain),
             (upstream, "AnswerReader", Reader),
             (upstream, "connect", self._connect),
@@ -361,7 +361,7 @@ class _Errors(logging.Handler):
 
 def _ask_kernel(transport: Any, what: int) -> int:
     """What comes and has not been read waits in the kernel; what is written never does."""
-    if transport.lost or what == sockets.termios.TIOCOUTQ:
+    if transport.lost or what == outflow.termios.TIOCOUTQ:
         return 0
     return sum(len(piece or b"") for piece in transport.came)
 
