@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-KeyKind = Literal["ec", "rsa", "rsa-1024", "ed25519"]
+KeyKind = Literal["ec", "rsa", "rsa-1024", "rsa-4096", "ed25519"]
 KeyForm = Literal["pkcs8", "traditional"]
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -40,6 +40,8 @@ def make_key(kind: KeyKind = "ec") -> PrivateKey:
             return rsa.generate_private_key(public_exponent=65537, key_size=2048)
         case "rsa-1024":
             return rsa.generate_private_key(public_exponent=65537, key_size=1024)
+        case "rsa-4096":
+            return rsa.generate_private_key(public_exponent=65537, key_size=4096)
         case "ed25519":
             return ed25519.Ed25519PrivateKey.generate()
 

@@ -571,6 +571,38 @@ def test_rsa_key_that_would_hold_up_calls_is_an_error_at_once(alice: Leaf, tmp_p
     assert not finding.warning
 
 
+@pytest.mark.parametrize("clear", [True, False])
+def test_rsa_key_that_only_a_store_is_slow_to_open_is_asked_for_as_pem(
+    alice: Leaf, tmp_path: Path, clear: bool
+) -> None:
+    """A store tests the primes of a key, PEM does not: 5,420 bits are too many for the one only."""
+    key = _rsa(3217, 2203).private_key(unsafe_skip_rsa_key_validation=True)
+    encryption = (
+        serialization.NoEncryption() if clear else serialization.BestAvailableEncryption(PASS.encode())
+    )
+    path = tmp_path / "alice.p12"
+    write_private(path, pkcs12.serialize_key_and_certificates(b"a", key, None, None, encryption))
+    _, findings = load("alice", CredentialConfig(pkcs12=path), {}, time.time())
+    finding = the_only(findings)
+    assert "too large for a PKCS#12 store (more than RSA of 4096 bits)" in finding.wrong
+    assert f"`openssl pkcs12 -in {path} -out NEW.pem`" in finding.right
+    pkcs8, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, pkcs8, none)
+    _, findings = load_pem(tmp_path, alice.certificate_pem(), pem)
+    assert "too large" not in the_only(findings).wrong
+
+
+def test_rsa_key_of_the_most_bits_of_a_store_is_loaded(ca: Authority, tmp_path: Path) -> None:
+    """Encrypted, which makes it larger."""
+    leaf = ca.caller("alice", key="rsa-4096")
+    config = CredentialConfig(
+        pkcs12=write_private(tmp_path / "alice.p12", leaf.pkcs12(PASS)), passphrase=SecretSource(env="PASS")
+    )
+    credential, findings = load("alice", config, {"PASS": PASS}, time.time())
+    assert credential is not None
+    assert not findings
+
+
 def test_rsa_key_whose_numbers_do_not_fit_is_an_error(ca: Authority, tmp_path: Path) -> None:
     """Its public half is the certificate's, and what it signs is not: found at load."""
     leaf = ca.caller("alice", key="rsa")

@@ -126,14 +126,18 @@ def _open_key(path: Path, data: bytes, passphrase: Passphrase) -> Store | None:
         return None
     key = _decrypt_key(path, keys[0], passphrase) if keys[0].is_encrypted else _load_key(path, keys[0])
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size > rounds.MOST_RSA_BITS:
-        raise _too_large(path, f"RSA of {key.key_size} bits")
+        raise Unusable(
+            f"{path} holds a private key that is too large (RSA of {key.key_size} bits): each signature would "
+            "hold up all calls",
+            f"use RSA of at most {rounds.MOST_RSA_BITS} bits, or EC",
+        )
     return Store(key, (), 1)
 
 
 def _load_key(path: Path, block: Block) -> PrivateKeyTypes:
     try:
-        # Whether the primes of RSA are prime takes 0.8 s with 4096 bits, in which all calls wait. That the
-        # key works with its certificate is tried instead (`credentials`).
+        # Whether the primes of RSA are prime takes 0.2 to 0.6 s with 4096 bits, in which all calls wait. That
+        # the key works with its certificate is tried instead (`credentials`).
         return serialization.load_pem_private_key(block.pem, None, unsafe_skip_rsa_key_validation=True)
     except UnsupportedAlgorithm:
         raise unsupported(path, "unknown") from None
@@ -146,13 +150,6 @@ def damaged(path: Path) -> Unusable:
     return Unusable(
         f"{path} holds a private key that is damaged, or too weak to load",
         f"copy it again; `openssl pkey -in {shlex.quote(str(path))} -check -noout` must accept it",
-    )
-
-
-def _too_large(path: Path, what: str) -> Unusable:
-    return Unusable(
-        f"{path} holds a private key that is too large ({what}): each signature would hold up all calls",
-        f"use RSA of at most {rounds.MOST_RSA_BITS} bits, or EC",
     )
 
 
@@ -204,7 +201,12 @@ def _open_store(path: Path, data: bytes, passphrase: Passphrase) -> Store | None
         raise filekinds.not_wanted(path, "pkcs12", kind)
     _check_effort(path, data)
     if rounds.has_large_key(data):
-        raise _too_large(path, f"more than RSA of {rounds.MOST_RSA_BITS} bits")
+        raise Unusable(
+            f"{path} holds a private key that is too large for a PKCS#12 store (more than RSA of "
+            f"{rounds.MOST_STORED_RSA_BITS} bits): opening it would hold up all calls for seconds",
+            f"convert it with `openssl pkcs12 -in {shlex.quote(str(path))} -out NEW.pem` and write "
+            "`certificate: NEW.pem` and `key: NEW.pem` in place of `pkcs12`, or use a smaller key",
+        )
     # A store without a passphrase opens with none only, and giving one all the same is no mistake.
     for text in dict.fromkeys((passphrase.text, None)):
         store = _open_pkcs12(data, text)
