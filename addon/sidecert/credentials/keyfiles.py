@@ -127,8 +127,8 @@ def _open_key(path: Path, data: bytes, passphrase: Passphrase) -> Store | None:
     key = _decrypt_key(path, keys[0], passphrase) if keys[0].is_encrypted else _load_key(path, keys[0])
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size > rounds.MOST_RSA_BITS:
         raise Unusable(
-            f"{path} holds a private key that is too large (RSA of {key.key_size} bits): each signature would "
-            "hold up all calls",
+            f"{path} holds a private key that is too large (RSA of {key.key_size} bits): each signature "
+            "would hold up all calls",
             f"use RSA of at most {rounds.MOST_RSA_BITS} bits, or EC",
         )
     return Store(key, (), 1)

@@ -18,10 +18,10 @@ MOST_MEMORY = 64 << 20
 MOST_RSA_BITS = 8192
 """One signature of 8192 bits takes 28 ms, in which calls wait, and it grows with the cube."""
 MOST_STORED_RSA_BITS = 4096
-"""Of a key in a PKCS#12 store, which is never opened without a test of its primes: calls wait 0.2 to 0.45 s for
-4096 bits, 5.7 s for 8192. The same key as PEM takes 0.17 s at most."""
+"""Of a key in a PKCS#12 store, which is never opened without a test of its primes: calls wait 0.2 to 0.45 s
+for 4096 bits, 5.7 s for 8192. The same key as PEM takes 0.17 s at most."""
 _MOST_KEY_BYTES = 2560
-"""Of a key in a store, with what its encryption adds: RSA of 4096 bits has 2.5 kB, one of 4608 bits 2.7 kB."""
+"""Of a key in a store, with what its encryption adds: RSA of 4096 bits has 2.5 kB, of 4608 2.7 kB."""
 
 _SCRYPT = b"\x06\x09\x2b\x06\x01\x04\x01\xda\x47\x04\x0b"  # RFC 7914 section 7
 # PBKDF2 and the other schemes of RFC 8018 A.3, and those of RFC 7292 appendix C.
@@ -55,7 +55,7 @@ def excess(der: bytes) -> str | None:
 
 
 def has_large_key(store: bytes) -> bool:
-    """Whether a key in a PKCS#12 store is larger than RSA of MOST_STORED_RSA_BITS, as far as it is open to see."""
+    """Whether a key in a PKCS#12 store has more than MOST_STORED_RSA_BITS, as far as it is open to see."""
     for bag in _KEY_BAG.finditer(store):
         key = _element(store, bag.end(), 0xA0)
         if key is not None and key[1] - key[0] > _MOST_KEY_BYTES:
