@@ -45,6 +45,7 @@ class Change:
 
     kept: dict[str, ListenerConfig] = field(default_factory=dict)
     opened: dict[str, _Open] = field(default_factory=dict)
+    """With those of `kept` whose unix socket's file was removed or replaced: they are bound anew."""
 
 
 class Listeners:
@@ -87,23 +88,27 @@ class Listeners:
     async def _prepare(self, change: Change, configs: Sequence[ListenerConfig], file: Path) -> list[Problem]:
         problems = []
         found = await self._look_up(configs)
+        lost = {label for label, entry in self._open.items() if entry.file and not entry.file.is_ours}
         for number, config in enumerate(configs):
             label = config.bind.label
             try:
-                if label in self._open:
-                    self._set_mode(label, config.mode)
-                    change.kept[label] = config
+                if label not in self._open:
+                    addresses = found[label]
+                    if isinstance(addresses, BaseException):
+                        raise addresses
+                    entry = change.opened[label] = _listen(config, addresses)
+                    await self._make_servers(entry)
                     continue
-                addresses = found[label]
-                if isinstance(addresses, BaseException):
-                    raise addresses
-                entry = change.opened[label] = _listen(config, addresses)
-                await self._make_servers(entry)
+                if label in lost:
+                    entry = change.opened[label] = _listen_again(self._open[label], config)
+                    await self._make_servers(entry)
+                self._set_mode(label, config.mode)
+                change.kept[label] = config
             except Unusable as exc:
                 wrong, right = self._explain(config.bind, exc)
                 problems.append(Problem(str(file), None, f"listeners[{number}].bind", wrong, right))
             except OSError as exc:
-                if label in self._open:
+                if label in self._open and label not in lost:
                     wrong = f"the mode of {config.bind.path} cannot be changed: {exc.strerror}"
                     right = "run the sidecar as the file's owner, or restart it"
                     problems.append(Problem(str(file), None, f"listeners[{number}].mode", wrong, right))
@@ -158,6 +163,7 @@ class Listeners:
         removed = [entry for label, entry in self._open.items() if label not in change.kept]
         for entry in removed:
             entry.listener.callers = replace(entry.listener.callers, gone=True)
+        removed += [self._open[label] for label in change.kept if label in change.opened]
         kept = {label: self._open[label] for label in self._open if label in change.kept}
         self._open = {**kept, **change.opened}
         return removed
@@ -259,6 +265,12 @@ def _listen(config: ListenerConfig, addresses: Addresses) -> _Open:
     hosts = _own_hosts(bind, sockets) if bind.path is None else frozenset()
     listener = Listener(bind.label, config.route, hosts, Callers.of(config))
     return _Open(config, listener, sockets, None if bind.path is None else SocketFile(bind.path))
+
+
+def _listen_again(lost: _Open, config: ListenerConfig) -> _Open:
+    """In the place of one whose unix socket has lost its file. The callers of both are of the same listener."""
+    assert config.bind.path is not None
+    return _Open(config, lost.listener, listen(config.bind, [], config.mode), SocketFile(config.bind.path))
 
 
 def _own_hosts(bind: Bind, sockets: Sequence[socket.socket]) -> frozenset[str]:

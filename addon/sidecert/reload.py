@@ -113,9 +113,10 @@ class Reloader:
         due = look is Look.SETTLED or (look is Look.SAME and now >= self._again_at)
         if due and not self._turn.locked():  # a reload that is under way reads them anyway
             async with self._turn:
+                before = self._plane.generation
                 found = await self._attempt()
                 if found.ok:
-                    self._tell(found)
+                    self._tell(found, quietly=_is_same(before, self._plane.generation))
                 else:
                     now = asyncio.get_running_loop().time()
                     self._untold = (self._untold[0] if self._untold else now), found
@@ -197,18 +198,21 @@ class Reloader:
                 await self._listeners.stop_removed(removed)
             return True
 
-    def _tell(self, found: Reload) -> None:
-        """Log and count what came of a reload."""
+    def _tell(self, found: Reload, *, quietly: bool = False) -> None:
+        """Log and count what came of a reload; `quietly` one that changed nothing, if nothing was wrong."""
+        quietly = quietly and not self._told
         self._told, self._untold = (() if found.ok else found.problems), None
         self._plane.metrics.reload(found.ok, time.time())
         if found.fault is not None:
             _LOG.error("a reload failed by a fault of sidecert's own", exc_info=found.fault)
-        log_problems(found.problems)
+        if not quietly:
+            log_problems(found.problems)
         current = self._plane.generation
         if found.ok:
             words = "generation %d is in force (routes: %d, credentials: %d)"
             fields = {"event": "reloaded", "generation": current.number}
-            _LOG.info(words, current.number, len(current.routes), len(current.credentials), extra=fields)
+            level = logging.DEBUG if quietly else logging.INFO
+            _LOG.log(level, words, current.number, len(current.routes), len(current.credentials), extra=fields)
         else:
             fields = {"event": "reload_failed", "generation": current.number}
             _LOG.error("the reload failed, generation %d goes on serving", current.number, extra=fields)
@@ -226,6 +230,13 @@ def log_problems(problems: Iterable[Problem]) -> None:
         level = logging.WARNING if problem.warning else logging.ERROR
         fields = {"event": "config_problem", "file": problem.file, "line": problem.line, "key": problem.path}
         _LOG.log(level, "%s", problem, extra=fields)
+
+
+def _is_same(old: Generation, new: Generation) -> bool:
+    """Whether a file was only written anew, with what it held before."""
+    return old.config == new.config and all(
+        route.identity == new.routes[id].identity for id, route in old.routes.items()
+    )
 
 
 def _needs_restart(old: Generation, new: Generation) -> list[Problem]:

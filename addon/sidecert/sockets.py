@@ -72,18 +72,32 @@ class SocketFile:
         self.path = path
         self._inode = _inode(path)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether what is at the path is still what was bound: else nobody can connect any more."""
+        return _inode(self.path) == self._inode
+
     def set_mode(self, mode: int) -> None:
         """Change who may open the file, if it is still ours. Raises OSError."""
-        if _inode(self.path) == self._inode:
+        if self.is_ours:
             os.chmod(self.path, mode)
 
     def remove(self) -> None:
         """Remove the file, if it is still there and ours. A failure is logged."""
         try:
-            if _inode(self.path) == self._inode:
+            if self.is_ours:
                 self.path.unlink(missing_ok=True)
         except OSError as exc:
             _LOG.warning("%s could not be removed: %s", self.path, exc.strerror)
+
+
+def folder_trouble(path: Path) -> Unusable | None:
+    """Why no unix socket could be made at `path` now, as far as its folder alone can tell; opens nothing."""
+    if not path.parent.is_dir():
+        return _unusable_unix(path, OSError(errno.ENOENT, ""))
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return _unusable_unix(path, OSError(errno.EACCES, ""))
+    return None
 
 
 def spell(sock: socket.socket) -> str:

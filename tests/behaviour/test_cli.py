@@ -176,6 +176,18 @@ def test_check_is_fine_with_a_warning(tmp_path: Path, pki: Pki, good: dict[str, 
     assert second == f"{tmp_path / 'a.yaml'}: fine, with 1 warning"
 
 
+def test_check_looks_at_the_folders_of_unix_sockets(tmp_path: Path, good: dict[str, Any]) -> None:
+    """They may be made before the start, so it is a warning; nothing is opened to find out."""
+    good["listeners"] = [{"bind": "unix:here.sock"}, {"bind": "unix:gone/in.sock"}]
+    path = _write(tmp_path / "a.yaml", good)
+    ran = sidecert("check", "-c", str(path))
+    assert ran.returncode == 0
+    wrong = f"the folder {tmp_path / 'gone'} is not there; make it"
+    assert ran.stdout.startswith(f"warning: {path}: listeners[1].bind: {wrong}")
+    assert ran.stdout.count("warning") == 2  # with the summary
+    assert not (tmp_path / "here.sock").exists()
+
+
 def test_run_reports_what_check_reports(tmp_path: Path) -> None:
     """On stderr, before anything listens, with status 2."""
     path = _write(tmp_path / "a.yaml", BROKEN)

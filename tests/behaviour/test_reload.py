@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import threading
 import time
 from pathlib import Path
@@ -257,6 +258,44 @@ def test_config_that_is_gone_is_asked_back(sidecar: StartSidecar, recorder: TlsR
     assert running.get("http://one.test/").status == 200
     running.path.write_text(text)
     assert _reload(running).status == 200
+
+
+def test_a_unix_socket_whose_file_was_removed_is_bound_again(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """By a reload, whatever else changed; who was connected stays a caller of the same listener."""
+    path = tmp_path / "in.sock"
+    running = sidecar(route("one", recorder, trust=pki.trust), listeners=[{"bind": f"unix:{path}"}])
+    with Caller(str(path)) as caller:
+        assert caller.get("http://one.test/").status == 200
+        path.unlink()
+        text = _config(running)
+        text["listeners"][0]["mode"] = "0600"
+        running.rewrite(text)
+        assert _reload(running).status == 200
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert call(str(path), "GET", "http://one.test/").status == 200
+        assert caller.get("http://one.test/").status == 200
+    running.stop()
+    assert not path.exists()
+
+
+def test_a_unix_socket_that_another_program_has_taken_fails_the_reload(
+    sidecar: StartSidecar, recorder: TlsRecorder, pki: Pki, tmp_path: Path
+) -> None:
+    """Its file is left alone, and who was connected is served on."""
+    path = tmp_path / "in.sock"
+    running = sidecar(route("one", recorder, trust=pki.trust), listeners=[{"bind": f"unix:{path}"}])
+    with Caller(str(path)) as caller, socket.socket(socket.AF_UNIX) as other:
+        assert caller.get("http://one.test/").status == 200
+        path.unlink()
+        other.bind(str(path))
+        other.listen()
+        answer = _reload(running)
+        assert answer.status == 422
+        assert "another program listens" in answer.json()["problems"][0]["wrong"]
+        assert caller.get("http://one.test/").status == 200
+        assert path.exists()
 
 
 def test_an_address_that_cannot_be_had_fails_the_whole_reload(

@@ -187,6 +187,7 @@ def test_a_file_that_never_rests_keeps_no_other_from_being_read(
         stop.set()
         writer.join()
     assert [each["file"] for each in running.events("file_restless")] == [str(busy)]
+    assert len(running.events("reloaded")) == 1, "told of what changed nothing"
 
 
 def test_files_that_come_after_the_config_that_names_them_are_nobodys_trouble(

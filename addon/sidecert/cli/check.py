@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ def check(config: Path | None, as_json: bool) -> None:
     problems: tuple[Problem, ...]
     try:
         generation = build(path, 1)
-        problems = generation.warnings
+        problems = (*generation.warnings, *_socket_folders(generation))
     except ConfigError as exc:
         problems = exc.problems
     if as_json:
@@ -51,6 +52,18 @@ def check(config: Path | None, as_json: bool) -> None:
         report(problems, err=False)
         click.echo(_summary(path, generation, problems))
     raise SystemExit(BAD_CONFIG if generation is None else FINE)
+
+
+def _socket_folders(generation: Generation) -> Iterator[Problem]:
+    """Of unix sockets, what a start would stumble over by now; it may well be made before that."""
+    from sidecert.sockets import folder_trouble
+
+    config = generation.config
+    binds = {f"listeners[{number}].bind": each.bind for number, each in enumerate(config.listeners)}
+    for key, bind in {**binds, "admin.bind": config.admin.bind}.items():
+        trouble = None if bind.path is None else folder_trouble(bind.path)
+        if trouble is not None:
+            yield Problem(str(generation.path), None, key, trouble.wrong, trouble.right, warning=True)
 
 
 def _as_json(path: Path, generation: Generation | None, problems: tuple[Problem, ...]) -> dict[str, Any]:
