@@ -268,7 +268,7 @@ def _listen(config: ListenerConfig, addresses: Addresses) -> _Open:
 
 
 def _listen_again(lost: _Open, config: ListenerConfig) -> _Open:
-    """In the place of one whose unix socket has lost its file. The callers of both are of the same listener."""
+    """In the place of one whose unix socket has lost its file. The callers of both are of one listener."""
     assert config.bind.path is not None
     return _Open(config, lost.listener, listen(config.bind, [], config.mode), SocketFile(config.bind.path))
 

@@ -209,10 +209,10 @@ class Reloader:
             log_problems(found.problems)
         current = self._plane.generation
         if found.ok:
-            words = "generation %d is in force (routes: %d, credentials: %d)"
+            counts = f"routes: {len(current.routes)}, credentials: {len(current.credentials)}"
             fields = {"event": "reloaded", "generation": current.number}
             level = logging.DEBUG if quietly else logging.INFO
-            _LOG.log(level, words, current.number, len(current.routes), len(current.credentials), extra=fields)
+            _LOG.log(level, "generation %d is in force (%s)", current.number, counts, extra=fields)
         else:
             fields = {"event": "reload_failed", "generation": current.number}
             _LOG.error("the reload failed, generation %d goes on serving", current.number, extra=fields)
