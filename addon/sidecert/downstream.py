@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import struct
+from functools import lru_cache
 from typing import cast
 
 from sidecert import answers, calllog, refusals
@@ -31,6 +32,9 @@ _MANY_CHUNKS = 64
 _DENSE_PIECE = 16 * 1024
 """Where so many chunks of a body come at once, so many bytes are read in a turn of the loop: others have to
 have their turn."""
+LOOK_EVERY = 16
+"""So many connections at most are made without a look at how many descriptors are left: it costs two system
+calls."""
 _REQUESTS_IN_TURN = 16
 """So many pipelined requests that are answered at once, likewise."""
 _LINGER_BYTES = 1024 * 1024
@@ -91,7 +95,6 @@ class Downstream(asyncio.Protocol):
     _body_until = 0.0
     """Loop time until which the rest of a body is dropped; 0 where none is on its way."""
     _eof = False
-    _addresses: tuple[object, object] | None = None
     _checked_by: Callers | None = None
     """The rules by which the caller's address was allowed last."""
 
@@ -196,12 +199,23 @@ class Downstream(asyncio.Protocol):
         if len(self._plane.connections) >= limit:
             wrong = f"All {limit} connections that `limits.connections` allows are in use."
             right = "Call less at once, or raise `limits.connections`."
-        elif descriptors_left(self._transport) < SPARE:
+        elif self._lacks_descriptors():
             wrong = "Nearly all files and sockets that this process may have open are in use."
             right = "Call less at once, or raise the limit (`ulimit -n`, `LimitNOFILE` of systemd)."
         else:
             return None
         return Refusal.of(Reason.OVERLOADED, wrong, right, retry_after=1)
+
+    def _lacks_descriptors(self) -> bool:
+        """Whether hardly one is left; not looked at for each connection where the limit is far."""
+        plane = self._plane
+        if plane.descriptors_for:
+            plane.descriptors_for -= 1
+            return False
+        left = descriptors_left(self._transport) - SPARE
+        # Each caller may need another one upstream; and others open files as well.
+        plane.descriptors_for = int(min(LOOK_EVERY, max(0, left / 4)))
+        return left < 0
 
     def _check_caller(self) -> None:
         """Raises Refusal where the caller's address may not call; a reload may have changed that."""
@@ -212,7 +226,7 @@ class Downstream(asyncio.Protocol):
                 f"The listener {callers.label}, which this connection was made to, has been removed.",
                 "Call on a listener that the config has.",
             )
-        callers.check_address(self.addresses()[0])
+        callers.check_address(self.peer())
         self._checked_by = callers
 
     # -- requests --------------------------------------------------------------------------------------
@@ -340,18 +354,19 @@ class Downstream(asyncio.Protocol):
 
     # -- what the exchange wants -----------------------------------------------------------------------
 
-    def addresses(self) -> tuple[object, object]:
-        """The caller's address and our own, as the socket names them."""
-        if self._addresses is None:
-            ask = self._transport.get_extra_info
-            self._addresses = ask("peername"), ask("sockname")
-        return self._addresses
+    def peer(self) -> object:
+        """The caller's address, as the socket names it."""
+        return self._transport.get_extra_info("peername")
+
+    def own_address(self) -> object:
+        """The address that it called, likewise."""
+        return self._transport.get_extra_info("sockname")
 
     @property
     def own_host(self) -> str | None:
         """The address that the caller called, where the listener is pinned, which a reload may change."""
         if self._own_host is None and self.listener.route is not None:
-            self._own_host = _own_host(self.addresses()[1])
+            self._own_host = _own_host(self.own_address())
         return self._own_host
 
     def asks_more(self) -> bool:
@@ -503,7 +518,7 @@ class Downstream(asyncio.Protocol):
         if self._checked_by is None or refusal.outcome in REPEATED:
             left_out = self.listener.refused.left_out(refusal.outcome)
         if left_out is not None:
-            call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.addresses()[0])
+            call = calllog.unread_call(self._buffer, request_id, self.listener.label, self.peer())
             calllog.refused(refusal, call, None, left_out=left_out)
         self._transport.write(
             answers.render(
@@ -547,8 +562,9 @@ class Downstream(asyncio.Protocol):
         """Close after what was written has gone out; not waiting for ever."""
         self._closing = True
         self._transport.close()
-        self._rest = self.outflow(_FLUSH_SECONDS) if self._transport.get_write_buffer_size() else None
-        self.deadline.set(_FLUSH_SECONDS)
+        if self._transport.get_write_buffer_size():
+            self._rest = self.outflow(_FLUSH_SECONDS)
+            self.deadline.set(_FLUSH_SECONDS)
 
     def _deadline_passed(self) -> None:
         try:
@@ -591,9 +607,14 @@ class Downstream(asyncio.Protocol):
 
 
 def _own_host(own: object) -> str | None:
-    if not isinstance(own, tuple):
-        return None  # a unix socket has no host
-    address = ipaddress.ip_address(own[0].partition("%")[0])
+    # A unix socket has none.
+    return _plain(own[0]) if isinstance(own, tuple) else None
+
+
+@lru_cache(maxsize=64)
+def _plain(host: str) -> str:
+    """An address as routes name it: without its zone, IPv4 as IPv4."""
+    address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
 

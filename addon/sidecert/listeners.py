@@ -14,6 +14,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from sidecert.backlog import HANDSHAKES, accept_queued, close_to_new
@@ -204,7 +205,7 @@ class Listeners:
             twin = sock.dup()
             try:
                 server = await create(
-                    lambda: self._factory(entry.listener), sock=twin, backlog=BACKLOG, start_serving=False
+                    partial(self._factory, entry.listener), sock=twin, backlog=BACKLOG, start_serving=False
                 )
             except BaseException:
                 twin.close()
@@ -236,7 +237,7 @@ class Listeners:
     async def _adopt(self, entry: _Open, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(lambda: self._factory(entry.listener), accepted)
+            await loop.connect_accepted_socket(partial(self._factory, entry.listener), accepted)
         except OSError as exc:  # the caller has gone in the meantime
             _LOG.debug("a queued connection was lost: %s", exc)
             accepted.close()

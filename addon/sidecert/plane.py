@@ -71,6 +71,8 @@ class Plane:
         self.connections: set[CallerConnection] = set()
         self.leaving: set[CallerConnection] = set()
         """Those that were refused for want of room, or for their address, until they have read why."""
+        self.descriptors_for = 0
+        """So many more connections will find descriptors, without a look at how many are left."""
         self.draining = False
         """Connections are to end with the calls that they carry."""
         self.expired = False

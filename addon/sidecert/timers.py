@@ -25,30 +25,29 @@ class Timers:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.now = loop.time
         self._loop = loop
-        self._waiting: dict[float, tuple[asyncio.TimerHandle, set[Deadline]]] = {}
+        self._waiting: dict[float, set[Deadline]] = {}
 
     def add(self, deadline: Deadline, when: float) -> float:
         """Have `deadline` looked at in the tick that follows loop time `when`; gives that tick's own time."""
         tick = (when // TICK + 1) * TICK
         waiting = self._waiting.get(tick)
         if waiting is None:
-            waiting = self._waiting[tick] = (self._loop.call_at(tick, self._fire, tick), set())
-        waiting[1].add(deadline)
+            waiting = self._waiting[tick] = set()
+            self._loop.call_at(tick, self._fire, tick)
+        waiting.add(deadline)
         return tick
 
     def remove(self, deadline: Deadline, tick: float) -> None:
-        """Have it looked at in `tick` no more."""
+        """Have it looked at in `tick` no more.
+
+        The tick stays where it was the last: a caller that comes alone, again and again, finds it there.
+        """
         waiting = self._waiting.get(tick)
-        if waiting is None:
-            return  # that tick has come, and looks at its deadlines just now
-        waiting[1].discard(deadline)
-        if not waiting[1]:
-            waiting[0].cancel()
-            del self._waiting[tick]
+        if waiting is not None:  # else that tick has come, and looks at its deadlines just now
+            waiting.discard(deadline)
 
     def _fire(self, tick: float) -> None:
-        _, deadlines = self._waiting.pop(tick)
-        for deadline in deadlines:
+        for deadline in self._waiting.pop(tick):
             try:
                 deadline.look(tick)
             except Exception as exc:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecert.downstream import LOOK_EVERY
 from sidecert.openfiles import SPARE
 from support.certs import Pki
 from support.clients import Caller, Talker
@@ -56,6 +57,8 @@ def test_without_descriptors_calls_go_on_and_callers_are_told(
         slow.read_until(b"begun")
 
         _limit_descriptors(running, running.descriptors() + MARGIN)
+        for _ in range(LOOK_EVERY):  # until somebody looks how many are left
+            running.get("http://orders.test/")
         others = [stack.enter_context(Talker(running.listener)) for _ in range(30)]
         for talker in others:
             talker.send(GET)

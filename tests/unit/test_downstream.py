@@ -27,6 +27,8 @@ class FakeTransport:
     def __init__(self) -> None:
         self.written = b""
         self.told: list[str] = []
+        self.waiting = 0
+        """Bytes that the peer has not taken yet."""
 
     def write(self, data: bytes) -> None:
         assert not self.ended, "written to after the end"
@@ -43,7 +45,7 @@ class FakeTransport:
         return ("127.0.0.1", 40000) if name == "peername" else self
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.waiting
 
     def fileno(self) -> int:
         return -1
@@ -279,6 +281,7 @@ def test_time_to_read_the_last_answer_is_bounded(play: Play, monkeypatch: pytest
     async def acts(scene: Scene) -> None:
         scene.feed(b"nonsense\r\n\r\n")
         scene.feed(b"more")
+        scene.transport.waiting = 10
         await until(lambda: "abort" in scene.transport.told)
         assert [word for word in scene.transport.told if word in ("write_eof", "close", "abort")] == [
             "write_eof",

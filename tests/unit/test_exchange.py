@@ -47,8 +47,11 @@ class FakeCaller:
         self.refused: list[Refusal] = []
         self.on_write: Callable[[], None] = lambda: None
 
-    def addresses(self) -> tuple[object, object]:
-        return None, None
+    def peer(self) -> object:
+        return None
+
+    def own_address(self) -> object:
+        return None
 
     def write(self, data: bytes) -> None:
         self.told.append(("write", data))

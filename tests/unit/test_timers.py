@@ -126,7 +126,7 @@ def test_moving_it_later_makes_no_new_timer(scene: Scene) -> None:
 
 
 def test_deadlines_of_one_tick_share_a_timer(scene: Scene) -> None:
-    """A thousand connections cost a few, and the last one to close takes the timer with it."""
+    """A thousand connections cost a few, which are gone when their time has come."""
     deadlines = [scene.deadline() for _ in range(1000)]
     for deadline in deadlines:
         deadline.set(75)
@@ -134,7 +134,19 @@ def test_deadlines_of_one_tick_share_a_timer(scene: Scene) -> None:
     assert scene.loop.made <= 3
     for deadline in deadlines:
         deadline.close()
+    scene.loop.go(75)
+    assert scene.loop.made <= 3
     assert scene.loop.waiting == 0
+
+
+def test_callers_that_come_one_after_the_other_share_a_timer(scene: Scene) -> None:
+    """A hundred connections within a tick, each closed before the next is made."""
+    for _ in range(100):
+        deadline = scene.deadline()
+        deadline.set(75)
+        deadline.close()
+        scene.loop.now += TICK / 200
+    assert scene.loop.made <= 2
 
 
 @pytest.mark.parametrize("end", ["clear", "close"])
@@ -212,15 +224,18 @@ def test_deadline_of_the_same_tick_may_be_touched_by_a_callback(scene: Scene, wh
     assert len(passed) == (2 if what == "set" else 1)
     for deadline in both:
         deadline.close()
+    scene.loop.go(100)
     assert scene.loop.waiting == 0
 
 
-def test_close_leaves_no_timer_in_the_loop(scene: Scene) -> None:
-    """A closed connection's deadline holds nothing alive."""
+def test_may_be_closed_again(scene: Scene) -> None:
+    """And leaves no timer for ever."""
     deadline = scene.deadline()
-    deadline.set(5)
+    deadline.set(75)
     deadline.close()
     deadline.close()
+    scene.loop.go(75)
+    scene.check()
     assert scene.loop.waiting == 0
 
 
@@ -238,14 +253,14 @@ def test_waits_on_when_its_tick_comes_before_it_was_moved_to(scene: Scene) -> No
     assert scene.loop.made == 2
 
 
-def test_moving_it_earlier_takes_the_later_timer_back(scene: Scene) -> None:
-    """There is one timer at a time."""
+def test_one_that_was_moved_earlier_passes_once(scene: Scene) -> None:
+    """Not again when its former time has come."""
     deadline = scene.deadline()
     deadline.set(60)
     deadline.set(2)
-    assert scene.loop.waiting == 1
     scene.loop.go(100)
     scene.check(1002)
+    assert scene.loop.waiting == 0
 
 
 def test_callback_that_raises_leaves_the_others_alone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

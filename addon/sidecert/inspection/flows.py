@@ -78,9 +78,8 @@ class Connections:
         """The downstream connection. Its proxy mode is a stock one, so that saved flows open anywhere."""
         client = self._callers.get(caller)
         if client is None:
-            peer, own = caller.addresses()
             client = self._callers[caller] = connection.Client(
-                peername=_address(peer), sockname=_address(own)
+                peername=_address(caller.peer()), sockname=_address(caller.own_address())
             )
         return client
 
